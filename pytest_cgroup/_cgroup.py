@@ -1,0 +1,430 @@
+"""A cgroup: the only reader and writer of the cgroup filesystem.
+
+Theory of operation. cgroup v2 is the model, and every name above this module is a v2 name. On a pure v2 host a
+`Cgroup` is one directory. On a v1 or hybrid host it is a directory of the same name in each v1 hierarchy, beside one
+in the cgroup2 tree where one is mounted: that tree, though it has no controllers, still gives cgroup.kill (5.14),
+cgroup.events, cgroup.freeze (5.2), cpu.stat and pressure. What v1 calls otherwise is translated in `_cgroup_v1`.
+
+A process joins by writing "0" to each cgroup.procs itself, before it does anything else: a process that is moved from
+outside may have children already, and those stay behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import time
+from typing import TYPE_CHECKING
+
+from . import _cgroup_v1 as v1
+from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
+from ._outcome import Usage
+from ._process import SIGKILL, signal_members, wait_gone
+from .exceptions import ContainerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "pytest-cgroup-"
+
+_REMEDY = {
+    errno.EACCES: "the directory is not delegated to this user; see `python -m pytest_cgroup doctor`",
+    errno.EPERM: "the directory is not delegated to this user; see `python -m pytest_cgroup doctor`",
+    errno.EROFS: "the cgroup filesystem is mounted read-only here, as containers do",
+    errno.EBUSY: "other processes are in this cgroup; run pytest in a scope of its own",
+    errno.EINVAL: "the kernel does not take this value",
+    errno.ENOENT: "this kernel, or this cgroup's parent, does not offer the file",
+    errno.ENOSPC: "the kernel refuses more cgroups here (cgroup.max.descendants, or a cpuset that is not set up)",
+    errno.ERANGE: "the value is outside what the kernel takes",
+    errno.EAGAIN: "the parent's limit leaves no room",
+}
+
+
+def refused(what: str, error: OSError, *, path: str, operation: str, value: object = None) -> ContainerError:
+    """The kernel's refusal of an operation on a cgroup, in our words."""
+    return ContainerError(
+        what,
+        path=path,
+        operation=operation,
+        value=value,
+        errno=error.errno,
+        remedy=_REMEDY.get(error.errno or 0),
+    )
+
+
+def read_file(path: str) -> str:
+    """The whole text of a kernel file, by one open and unbuffered reads (a pseudo file has no size to trust)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 65536)
+        if len(text) >= 4096:  # a seq_file hands out a page at a time
+            while more := os.read(fd, 65536):
+                text += more
+    finally:
+        os.close(fd)
+    return text.decode()
+
+
+def write_file(path: str, value: str) -> None:
+    """One unbuffered write: buffered I/O would report a refusal at close, or never."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+class Cgroup:
+    """One cgroup, in v2 words.
+
+    Args:
+        unified: its directory in a cgroup2 tree, or None on a host that mounts none.
+        controllers: its directories in v1 hierarchies, ``{"memory": "/sys/fs/cgroup/memory/…"}``; empty on pure v2.
+    """
+
+    __slots__ = ("controllers", "directories", "unified")
+
+    def __init__(self, unified: str | None, controllers: Mapping[str, str] | None = None) -> None:
+        self.unified = unified
+        self.controllers = dict(controllers or {})
+        first = (unified,) if unified else ()
+        #: every directory once (v1 controllers can be mounted together), the cgroup2 one first
+        self.directories: tuple[str, ...] = tuple(dict.fromkeys((*first, *self.controllers.values())))
+
+    def __repr__(self) -> str:
+        return f"<Cgroup {self.path}>"
+
+    @property
+    def path(self) -> str:
+        """The directory that stands for it in messages."""
+        return self.directories[0]
+
+    # making and removing
+
+    def child(self, name: str, controllers: frozenset[str] | None = None) -> Cgroup:
+        """The cgroup *name* below this one, not made yet; in the v1 hierarchies of *controllers* only, if given."""
+        unified = f"{self.unified}/{name}" if self.unified else None
+        return Cgroup(
+            unified,
+            {
+                controller: f"{directory}/{name}"
+                for controller, directory in self.controllers.items()
+                if controllers is None or controller in controllers
+            },
+        )
+
+    def make(self) -> None:
+        """Make every directory, or none.
+
+        Raises:
+            ContainerError: the kernel refused one (EACCES, EROFS, ENOSPC, …), or it is there already.
+        """
+        made = []
+        try:
+            for directory in self.directories:
+                os.mkdir(directory, 0o700)
+                made.append(directory)
+        except OSError as error:
+            for path in reversed(made):
+                os.rmdir(path)
+            raise refused("cannot make a cgroup", error, path=directory, operation="mkdir") from error
+        if cpuset := self.controllers.get("cpuset"):
+            v1.adopt_cpuset(cpuset)
+
+    def remove(self, timeout: float = 2.0) -> None:
+        """Remove the directories, inner ones that somebody made first. They must be empty, or become so.
+
+        rmdir(2) answers EBUSY for a moment after the last process has gone, and as long as a child cgroup lives.
+
+        Raises:
+            ContainerError: a directory is still busy after *timeout* seconds.
+        """
+        deadline = time.monotonic() + timeout
+        trouble = None
+        for directory in self.directories:
+            try:
+                _remove_tree(directory, deadline)
+            except OSError as error:
+                trouble = refused("cannot remove a cgroup", error, path=directory, operation="rmdir")
+        if trouble is not None:
+            raise trouble
+
+    @property
+    def exists(self) -> bool:
+        """Whether every directory of it is there."""
+        return all(os.path.isdir(directory) for directory in self.directories)
+
+    # joining and looking
+
+    def open_procs(self) -> list[int]:
+        """Descriptors of every cgroup.procs, open for writing: a child may lose sight of the tree before it joins."""
+        fds: list[int] = []
+        try:
+            for directory in self.directories:
+                fds.append(os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # all or none
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            raise refused("cannot open a cgroup to join", error, path=directory, operation="open") from error
+        return fds
+
+    def adopt(self, pid: int) -> None:
+        """Move the process *pid* (0: the caller) here, into every hierarchy.
+
+        Raises:
+            ContainerError: the kernel refused the move.
+        """
+        for directory in self.directories:
+            try:
+                write_file(f"{directory}/cgroup.procs", str(pid))
+            except OSError as error:
+                path = f"{directory}/cgroup.procs"
+                raise refused("cannot join a cgroup", error, path=path, operation="write", value=pid) from error
+
+    def pids(self) -> list[int]:
+        """The pids in it and below it, without zombies, each once."""
+        found: dict[int, None] = {}
+        for directory in self.directories[:1]:
+            for path in _tree(directory):
+                with contextlib.suppress(OSError):
+                    found.update(dict.fromkeys(map(int, read_file(f"{path}/cgroup.procs").split())))
+        return list(found)
+
+    @property
+    def populated(self) -> bool:
+        """Whether a process is in it or below it (cgroup.events; the process lists on v1)."""
+        if self.unified:
+            return flat_keyed(read_file(f"{self.unified}/cgroup.events")).get("populated") != 0
+        return bool(self.pids())
+
+    def wait_empty(self, timeout: float) -> bool:
+        """Wait until no process is left in it or below it; whether that came about in *timeout* seconds."""
+        deadline = time.monotonic() + timeout
+        if self.unified is None:
+            while pids := self.pids():
+                if not wait_gone(pids, deadline - time.monotonic()):
+                    return not self.pids()
+            return True
+        fd = os.open(f"{self.unified}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)  # kernfs notifies a change of "populated"
+            while flat_keyed(os.pread(fd, 4096, 0).decode()).get("populated"):
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return False
+                poll.poll(remaining * 1000)
+        finally:
+            os.close(fd)
+        return True
+
+    # killing and freezing
+
+    def kill(self) -> None:
+        """SIGKILL every process in it and below it, those that fork meanwhile too; returns before they are gone.
+
+        cgroup.kill where the kernel has it (5.14), else freeze, kill each, thaw: a frozen process cannot fork.
+        """
+        if self.unified:
+            try:
+                write_file(f"{self.unified}/cgroup.kill", "1")
+                return
+            except OSError:
+                pass  # older than 5.14
+        self.freeze()
+        self.signal(SIGKILL)
+        self.thaw()
+
+    def signal(self, number: int) -> None:
+        """Signal every process in it and below it."""
+        signal_members(self.pids, number)
+
+    def kill_until_empty(self, timeout: float) -> bool:
+        """Kill again and again until nothing is left, as kernels before 6.x may let a fork slip through cgroup.kill."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.kill()
+            if self.wait_empty(min(0.5, max(0.0, deadline - time.monotonic()))):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+
+    def freeze(self) -> None:
+        """Stop every process where it stands (cgroup.freeze, since 5.2; v1 freezer), in 0.5 s at most."""
+        self._set_frozen(True)
+
+    def thaw(self) -> None:
+        """Let frozen processes go on."""
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        if self.unified and os.path.exists(f"{self.unified}/cgroup.freeze"):
+            write_file(f"{self.unified}/cgroup.freeze", str(int(frozen)))
+            if frozen:
+                self._wait_frozen(f"{self.unified}/cgroup.events")
+        elif directory := self.controllers.get("freezer"):
+            v1.set_frozen(directory, frozen)
+
+    def _wait_frozen(self, events: str) -> None:
+        fd = os.open(events, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            deadline = time.monotonic() + 0.5
+            while not flat_keyed(os.pread(fd, 4096, 0).decode()).get("frozen"):
+                if (remaining := deadline - time.monotonic()) <= 0:
+                    return
+                poll.poll(remaining * 1000)
+        finally:
+            os.close(fd)
+
+    # limits and numbers
+
+    def read(self, name: str) -> str | None:
+        """The text of a cgroup file by its kernel name; None where the kernel does not offer it."""
+        for directory in self._directories_of(name):
+            with contextlib.suppress(OSError):
+                return read_file(f"{directory}/{name}")
+        return None
+
+    def set(self, name: str, value: str) -> str:
+        """Set a limit by its v2 name and value, in one write; what the kernel then says is in force.
+
+        Raises:
+            ContainerError: the file is not offered, the value is refused, or what was read back is not what was asked
+                (beyond the kernel's own rounding to pages).
+        """
+        if self._on_v1(name) and (translated := v1.WRITERS.get(name)):
+            return translated(self.controllers, value)
+        directory = self._directories_of(name)[0]
+        path = f"{directory}/{name}"
+        try:
+            write_file(path, value)
+            return read_file(path).strip()
+        except OSError as error:
+            raise refused(f"{name} was not accepted", error, path=path, operation="write", value=value) from error
+
+    def offers(self, name: str) -> bool:
+        """Whether the limit of this v2 name can be set here."""
+        if self._on_v1(name) and name in v1.WRITERS:
+            return v1.offers(self.controllers, name)
+        return any(os.path.exists(f"{directory}/{name}") for directory in self._directories_of(name))
+
+    def _on_v1(self, name: str) -> str | None:
+        """The v1 directory that answers for a v2 file name, None on a v2 host."""
+        return self.controllers.get(v1.controller_of(name))
+
+    def _directories_of(self, name: str) -> list[str]:
+        return [path for path in (self._on_v1(name), self.unified) if path] or [self.path]
+
+    def events(self, name: str) -> dict[str, int]:
+        """``memory.events``, ``memory.events.local`` or ``pids.events``; a key that is not offered is missing."""
+        if name.startswith("memory.") and (directory := self._on_v1(name)):
+            return v1.memory_events(directory)
+        return flat_keyed(self.read(name) or "")
+
+    def usage(self) -> Usage:
+        """What the whole tree used so far, reaped grandchildren included; None for what the kernel does not count.
+
+        Times in seconds, sizes in bytes. ``memory_peak_bytes`` includes page cache.
+        """
+        cpu = self._cpu_usec()
+        memory, file = self._memory()
+        io = self._io()
+        events = self.events("memory.events")
+        throttled = self._throttled_usec(cpu)
+        return Usage(
+            cpu_user_seconds=_seconds(cpu.get("user_usec")),
+            cpu_system_seconds=_seconds(cpu.get("system_usec")),
+            memory_peak_bytes=self._peak(),
+            memory_anon_bytes=memory,
+            memory_file_bytes=file,
+            pids_peak=_integer(self.read("pids.peak")),
+            io_read_bytes=io[0] if io else None,
+            io_write_bytes=io[1] if io else None,
+            throttled_seconds=_seconds(throttled),
+            cpu_pressure_seconds=self._pressure("cpu"),
+            memory_pressure_seconds=self._pressure("memory"),
+            io_pressure_seconds=self._pressure("io"),
+            oom_kill=events.get("oom_kill"),
+            memory_high_hits=events.get("high"),
+            pids_max_hits=self.events("pids.events").get("max"),
+        )
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time of the whole tree so far, user and system, in seconds."""
+        cpu = self._cpu_usec()
+        return (cpu["user_usec"] + cpu["system_usec"]) / 1e6 if "system_usec" in cpu else None
+
+    def _cpu_usec(self) -> dict[str, int]:
+        if self.unified:
+            return flat_keyed(read_file(f"{self.unified}/cpu.stat"))
+        return v1.cpu_usec(self.controllers)
+
+    def _throttled_usec(self, cpu: Mapping[str, int]) -> int | None:
+        if "cpu" in self.controllers:
+            nanoseconds = flat_keyed(self.read("cpu.stat") or "").get("throttled_time")
+            return None if nanoseconds is None else nanoseconds // 1000
+        return cpu.get("throttled_usec")
+
+    def _peak(self) -> int | None:
+        name = "memory.max_usage_in_bytes" if "memory" in self.controllers else "memory.peak"
+        return _integer(self.read(name))
+
+    def _memory(self) -> tuple[int | None, int | None]:
+        stat = flat_keyed(self.read("memory.stat") or "")
+        if "memory" in self.controllers:
+            return stat.get("total_rss"), stat.get("total_cache")
+        return stat.get("anon"), stat.get("file")
+
+    def _io(self) -> tuple[int, int] | None:
+        if "blkio" in self.controllers:
+            text = self.read("blkio.throttle.io_service_bytes_recursive")
+            return None if text is None else io_bytes_v1(text)
+        text = self.read("io.stat")
+        return None if text is None else io_bytes(text)
+
+    def _pressure(self, kind: str) -> float | None:
+        if self.unified is None:
+            return None
+        try:
+            return _seconds(pressure_total_usec(read_file(f"{self.unified}/{kind}.pressure")))
+        except OSError:  # built without PSI, or psi=0: the file is absent, or says EOPNOTSUPP
+            return None
+
+
+def _seconds(usec: int | None) -> float | None:
+    return None if usec is None else usec / 1e6
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text and text.strip().isdecimal() else None
+
+
+def _tree(directory: str) -> list[str]:
+    """*directory* and every cgroup below it, parents first; [] when it is gone."""
+    found = [directory]
+    for path in found:
+        try:
+            with os.scandir(path) as entries:
+                found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _remove_tree(directory: str, deadline: float) -> None:
+    pause = 0.0
+    while True:
+        try:
+            for path in reversed(_tree(directory)) if pause else (directory,):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
+                raise
+            time.sleep(pause)  # the kernel has no event for "rmdir would work now"
+            pause = min(max(pause * 2, 0.0005), 0.05)

@@ -1,0 +1,321 @@
+"""Processes by identity: a pid alone is reused, a pid with its start time is not, and a pidfd never is.
+
+The process table is read straight from /proc where it is read for every test (a 100 times cheaper than psutil's
+recursive search), and by psutil where a leak is described for a person.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ._outcome import Leak
+from .exceptions import ContainerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+#: as many descriptors as we open at once, whatever there is to signal or to wait for: a soft limit may be 256
+_MOST_PIDFDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process for good: its pid and its start time in clock ticks since boot (proc_pid_stat(5), field 22)."""
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """The identity of the process that has *pid* now; None if there is none."""
+        fields = stat_fields(pid)
+        return cls(pid, int(fields[19])) if fields else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still exists and is not a zombie."""
+        fields = stat_fields(self.pid)
+        return fields is not None and int(fields[19]) == self.start_time and fields[0] not in ("Z", "X")
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third (state) on, None when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+            return f.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process has ended and waits to be reaped."""
+    fields = stat_fields(pid)
+    return fields is not None and fields[0] == "Z"
+
+
+def children(pid: int | str = "self") -> list[int]:
+    """The direct children of a process, zombies too (proc_tid_children(5)); [] when it is gone."""
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as f:
+                found += map(int, f.read().split())
+        except FileNotFoundError:
+            if not os.path.exists("/proc/thread-self/children"):  # a kernel without CONFIG_PROC_CHILDREN
+                return _children_by_ppid(os.getpid() if pid == "self" else int(pid))
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _children_by_ppid(parent: int) -> list[int]:
+    return [pid for pid in _all_pids() if (fields := stat_fields(pid)) and int(fields[1]) == parent]
+
+
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def descendants(root: int) -> list[int]:
+    """Every living or zombie descendant of *root*, parents before their children; not *root* itself."""
+    found: list[int] = []
+    todo = [root]
+    while todo:
+        born = children(todo.pop())
+        found += born
+        todo += born
+    return found
+
+
+def has_children() -> bool:
+    """Whether this process has children, zombies too: one system call, as it is asked at the end of every test."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def own_zombies() -> list[int]:
+    """The pids of this process's own children that have ended and that nobody waited for; they are left as they are."""
+    return [pid for pid in children() if is_zombie(pid)] if has_children() else []
+
+
+def family() -> dict[int, list[str]]:
+    """This process's descendants, each with its parents up to this one: once it has ended, nobody can tell."""
+    found: dict[int, list[str]] = {}
+    todo = [(os.getpid(), [_named(os.getpid())])] if has_children() else []
+    while todo:
+        parent, above = todo.pop()
+        for pid in children(parent):
+            found[pid] = above
+            todo.append((pid, [_named(pid), *above]))
+    return found
+
+
+def _named(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
+            return f"{f.read().strip()}[{pid}]"
+    except OSError:
+        return f"?[{pid}]"
+
+
+def pidfd_open(pid: int) -> int | None:
+    """A descriptor that is readable once the process has ended (pidfd_open(2)); None when it is gone already."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def send_signal(pidfd: int, number: int) -> bool:
+    """Signal the process behind *pidfd*; False when it is gone (pidfd_send_signal(2))."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def signal_members(members: Callable[[], list[int]], number: int = SIGKILL) -> None:
+    """Signal every process that *members* lists, and no other: a pid may be another's by the time it is used.
+
+    A pidfd is opened first and the list read again: if the pid is still in it, the pidfd is one of the members, or
+    one that has ended.
+    """
+    done: set[int] = set()
+    while batch := [pid for pid in members() if pid not in done][:_MOST_PIDFDS]:
+        with open_pidfds(batch) as fds:
+            still = set(members())
+            for fd, pid in fds.items():
+                if pid in still:
+                    with contextlib.suppress(PermissionError):
+                        send_signal(fd, number)
+        done.update(batch)
+
+
+@contextlib.contextmanager
+def open_pidfds(pids: Iterable[int]) -> Iterator[dict[int, int]]:
+    """pidfds of those of *pids* that still exist, ``{pidfd: pid}``, closed again on leaving."""
+    fds: dict[int, int] = {}
+    try:
+        for pid in pids:
+            if (fd := pidfd_open(pid)) is not None:
+                fds[fd] = pid
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def wait_gone(pids: Iterable[int], timeout: float) -> bool:
+    """Wait until the processes have ended (zombies count as ended); whether they have, after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    waiting = list(pids)
+    for first in range(0, len(waiting), _MOST_PIDFDS):
+        with open_pidfds(waiting[first : first + _MOST_PIDFDS]) as fds:
+            poll = select.poll()
+            for fd in fds:
+                poll.register(fd, select.POLLIN)
+            left = set(fds)
+            while left:
+                ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                if not ready and time.monotonic() >= deadline:
+                    return False
+                for fd, _ in ready:
+                    poll.unregister(fd)
+                    left.remove(fd)
+    return True
+
+
+def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) -> Leak | None:
+    """What a person needs to know of a process that outlived its owner; None when it is gone meanwhile.
+
+    ``ancestors_until``: the parent chain is named up to this pid (exclusive). Details that may not be read
+    (another user's process) are None, as psutil reports them.
+    """
+    import psutil  # 20 ms of import that a session without a leak need not pay
+
+    try:
+        process = psutil.Process(pid)
+        status = process.status()
+        zombie = status == psutil.STATUS_ZOMBIE
+        age = _age_seconds(pid)
+    except psutil.NoSuchProcess:
+        return None
+    with process.oneshot():
+        name = _ask(process.name) or "?"
+        argv = () if zombie else tuple(_ask(process.cmdline) or ())
+        memory = None if zombie else _ask(process.memory_info)
+        ports = () if zombie else _listening_ports(process)
+        return Leak(
+            pid=pid,
+            argv=argv or (f"[{name}]",),
+            cwd=None if zombie else _ask(process.cwd),
+            age_seconds=age,
+            rss_bytes=memory.rss if memory else None,
+            owner=owner,
+            parents=tuple(_parent_chain(process, ancestors_until)),
+            ports=ports,
+            status=status,
+        )
+
+
+def _age_seconds(pid: int) -> float | None:
+    """From the start in clock ticks since boot: psutil adds those to a time of boot in whole seconds."""
+    identity = ProcessId.of(pid)
+    if identity is None:
+        return None
+    return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start_time / os.sysconf("SC_CLK_TCK")), 3)
+
+
+def _ask(method: Callable[[], Any]) -> Any:
+    import psutil
+
+    try:
+        return method()
+    except (psutil.Error, OSError):
+        return None
+
+
+def _listening_ports(process: object) -> tuple[int, ...]:
+    from socket import SOCK_DGRAM  # psutil has it loaded
+
+    connections = getattr(process, "net_connections", None) or process.connections  # type: ignore[attr-defined]
+    found = _ask(connections) or ()
+    # a UDP socket that is bound and not connected waits for whoever comes, too
+    listening = [c for c in found if c.status == "LISTEN" or (c.type == SOCK_DGRAM and c.laddr and not c.raddr)]
+    return tuple(sorted({c.laddr.port for c in listening}))
+
+
+def _parent_chain(process: object, until: int) -> Iterator[str]:
+    for parent in _ask(process.parents) or ():  # type: ignore[attr-defined]
+        if parent.pid in (until, 0):
+            return
+        yield f"{_ask(parent.name) or '?'}[{parent.pid}]"
+
+
+def fork() -> int:
+    """os.fork() without Python 3.12's warning of other threads: who forks here says it better, and once."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def set_rlimits(limits: Mapping[str, tuple[int | str, int | str]]) -> None:
+    """Limit this process: ``{"nofile": (soft, hard)}``, where a string means unlimited (setrlimit(2))."""
+    import resource
+
+    for name, pair in limits.items():
+        soft, hard = (resource.RLIM_INFINITY if isinstance(limit, str) else limit for limit in pair)
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
+        except (ValueError, OSError) as error:
+            remedy = "without privilege pytest's own hard limit is the most (`ulimit -H`)"
+            raise ContainerError(f"rlimits: {name} can't be set to {pair}: {error}", remedy=remedy) from error
+
+
+def ask_child(function: Callable[[], object], timeout: float = 10.0) -> object:
+    """What *function* returns, JSON-ready, when it is called in a forked child that is then gone.
+
+    Raises:
+        ContainerError: the child said nothing in *timeout* seconds, or died.
+    """
+    reader, writer = os.pipe()
+    if (pid := fork()) == 0:
+        try:
+            os.write(writer, json.dumps(function()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        text = b""
+        while poll.poll(timeout * 1000):
+            if not (more := os.read(reader, 65536)):
+                break
+            text += more
+        else:
+            os.kill(pid, SIGKILL)
+    finally:
+        os.close(reader)
+        os.waitpid(pid, 0)
+    if not text:
+        raise ContainerError("a forked child gave no answer", operation="fork")
+    return json.loads(text)
