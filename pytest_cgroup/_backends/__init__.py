@@ -1,0 +1,154 @@
+"""How a container is made on this host: the rungs of the ladder, behind one interface.
+
+A `Backend` makes a `Tree`: one container's processes, as that backend can hold, measure and kill them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from .._host import NAMESPACES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .._host import Host
+    from .._outcome import Usage
+    from .._placement import Missing
+    from .._spec import Spec
+
+
+class Tree(Protocol):
+    """One container's processes. Made before the first of them is forked."""
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limits in force, read back from the kernel: ``{"memory": "67108864"}``."""
+
+    @property
+    def oom_fd(self) -> int | None:
+        """Readable when memory runs out, where the kernel would not end the container by itself."""
+
+    @property
+    def watch_interval(self) -> float | None:
+        """Seconds between two calls of `over_limit`, None where the kernel enforces every limit itself."""
+
+    def join(self) -> None:
+        """In the forked child, before anything else: step into the container."""
+
+    def started(self, root: int) -> None:
+        """In the parent: *root* is the pid whose descendants (or itself) the container holds."""
+
+    def ended(self, rusage: dict[str, float]) -> None:
+        """In the parent: what the reaper, if there is one, measured of all that it waited for."""
+
+    def pids(self) -> list[int]:
+        """Every living process of the container."""
+
+    def signal(self, number: int) -> None:
+        """Signal every process of the container, and no other."""
+
+    def settle(self, timeout: float) -> bool:
+        """Wait *timeout* seconds at most for the last process to go by itself; whether it did."""
+
+    def kill(self, timeout: float) -> bool:
+        """Kill everything, and wait; whether nothing is left after *timeout* seconds."""
+
+    def usage(self) -> Usage:
+        """What was used so far."""
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time so far, in seconds."""
+
+    def over_limit(self) -> bool:
+        """Whether a limit that this backend only watches is exceeded now."""
+
+    def out_of_memory(self) -> bool:
+        """Asked when `oom_fd` is readable: whether it is this container that ran out."""
+
+    def oom(self) -> str | None:
+        """``"oom"``, ``"oom-ancestor"`` or None: what the counters say of an OOM kill in it."""
+
+    def remove(self) -> None:
+        """Give back what it took on the host; the processes are gone."""
+
+
+class Backend(Protocol):
+    """A rung of the ladder."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in options and reports."""
+
+    @property
+    def needs_reaper(self) -> bool:
+        """Whether the container needs a process above it that adopts and reaps orphans."""
+
+    def describe(self) -> str:
+        """The rung in one phrase, for the header of the run."""
+
+    def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
+        """The fields of *spec* that can't be honoured here, with reason and remedy."""
+
+    def weaker(self, spec: Spec) -> tuple[str, ...]:
+        """What of *spec* is honoured, but less strictly than the kernel could."""
+
+    def create(self, spec: Spec, name: str) -> Tree:
+        """A new container, limits set and read back.
+
+        Raises:
+            ContainerError: the kernel refused something.
+        """
+
+
+def namespaces_asked(spec: Spec) -> frozenset[str]:
+    """The fields of the namespaces that *spec* asks for; ``user_ns`` is no reason to need another."""
+    return frozenset(name for name in NAMESPACES if getattr(spec, name))
+
+
+def missing_namespaces(host: Host, spec: Spec) -> list[tuple[str, Missing]]:
+    """Those that this host does not offer."""
+    asked = sorted(namespaces_asked(spec)) + (["user_ns"] if spec.user_ns else [])
+    lacking = [(name, capability) for name in asked if not (capability := host.capability(name)).offered]
+    return [(name, _as_missing(capability.reason, capability.remedy)) for name, capability in lacking]
+
+
+def missing_identity(spec: Spec) -> list[tuple[str, Missing]]:
+    """Running as somebody else takes root: the user and group of *spec*, where they are not to be had."""
+    import os
+
+    from .._identity import look_up
+
+    if os.geteuid() == 0 or (spec.user is None and spec.group is None):
+        return []
+    who = look_up(spec.user, spec.group)
+    if (who.uid, who.gid, {*who.groups}) == (os.getuid(), os.getgid(), {*os.getgroups(), os.getgid()}):
+        return []
+    missing = _as_missing("only root may run a test as somebody else", "run pytest as root")
+    return [(field, missing) for field in ("user", "group") if getattr(spec, field) is not None]
+
+
+def _as_missing(reason: str, remedy: str) -> Missing:
+    from .._placement import Missing
+
+    return Missing(reason, remedy)
+
+
+def choose(host: Host, name: str = "auto") -> Backend:
+    """The backend *name*, or for ``"auto"`` the highest rung that works here.
+
+    Raises:
+        NotOffered: *name* was asked for and does not work here.
+    """
+    from ..exceptions import NotOffered
+    from .cgroup import CgroupBackend
+    from .process import ProcessBackend
+
+    if name == "process":
+        return ProcessBackend(host)
+    cgroup = host.capability("cgroup")
+    if cgroup.offered:
+        return CgroupBackend(host)
+    if name == "cgroup":
+        raise NotOffered(f"--cgroup-backend=cgroup: {cgroup.reason}", remedy=cgroup.remedy, missing=("cgroup",))
+    return ProcessBackend(host)

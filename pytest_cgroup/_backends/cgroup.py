@@ -1,0 +1,244 @@
+"""The cgroup backend: a container is a cgroup (v2, v1 or hybrid), killed whole by the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from .. import _cgroup_v1 as v1
+from .._host import LIMIT_FILES
+from .._placement import Missing
+from ..exceptions import ContainerError
+from . import missing_identity, missing_namespaces
+
+if TYPE_CHECKING:
+    from .._cgroup import Cgroup
+    from .._host import Host
+    from .._outcome import Usage
+    from .._spec import Spec
+
+#: the period of cpu.max that cores are turned into, in microseconds: the kernel's own default
+_PERIOD_USEC = 100_000
+#: v1 controllers that every container joins, for the numbers alone
+_MEASURED = frozenset(("memory", "pids", "blkio"))
+_V1_OF_FIELD = {"cpu": "cpu", "cpu_weight": "cpu", "cpuset": "cpuset"}
+
+
+class CgroupBackend:
+    """Containers as cgroups below the session's."""
+
+    name = "cgroup"
+    needs_reaper = False
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        session = host.placement.session
+        assert session is not None, "choose() gives this backend only where a cgroup can be made"
+        self.session = session
+        self._measured = _MEASURED | (frozenset() if session.unified else frozenset(("cpuacct", "freezer")))
+
+    def describe(self) -> str:
+        placement = self.host.placement
+        lacking = [field for field in LIMIT_FILES if field != "oom_group" and not self.host.capability(field).offered]
+        text = f"cgroup {placement.kind} at {self.session.path}"
+        return text + (f" (can't enforce: {', '.join(lacking)})" if lacking else "")
+
+    def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
+        lacking = missing_namespaces(self.host, spec) + missing_identity(spec)
+        for field in LIMIT_FILES:
+            value = getattr(spec, field)
+            if value in (None, ()) or field == "oom_group" or (field == "swap" and value == 0):
+                continue
+            capability = self.host.capability(field)
+            if not capability.offered:
+                lacking.append((field, Missing(capability.reason, capability.remedy)))
+        return lacking
+
+    def weaker(self, spec: Spec) -> tuple[str, ...]:
+        if spec.memory is None or self.host.capability("swap").offered or not _has_swap():
+            return ()
+        return ("swap: this kernel does not account for it, the memory limit does not hold what is swapped out",)
+
+    def create(self, spec: Spec, name: str) -> CgroupTree:
+        cgroup = self.session.child(name, self._measured | self._controllers(spec))
+        cgroup.make()
+        tree = CgroupTree(cgroup)
+        try:
+            tree.limit(spec, swap=spec.memory is not None and self.host.capability("swap").offered)
+        except BaseException:
+            tree.remove()
+            raise
+        return tree
+
+    def _controllers(self, spec: Spec) -> frozenset[str]:
+        asked = {v1_name for field, v1_name in _V1_OF_FIELD.items() if getattr(spec, field) is not None}
+        asked.update(v1.controller_of(file) for file in dict(spec.controls or {}))
+        return frozenset(asked)
+
+
+class CgroupTree:
+    """One container as a cgroup."""
+
+    watch_interval = None
+
+    def __init__(self, cgroup: Cgroup) -> None:
+        self.cgroup = cgroup
+        self.limits: dict[str, str] = {}
+        self.oom_fd: int | None = None
+        self._procs = cgroup.open_procs()
+
+    def limit(self, spec: Spec, *, swap: bool) -> None:
+        """Set every limit of *spec*, each read back; what the kernel rounded is kept as what is in force."""
+        for field, value in _limits(spec, swap=swap):
+            if field == "oom_group":
+                self._end_on_oom(limited=spec.memory is not None)
+            else:
+                self.limits[field] = self._set(field, value)
+        for file, value in dict(spec.controls or {}).items():
+            self.limits[file] = self.cgroup.set(file, str(value))
+
+    def _set(self, field: str, value: str) -> str:
+        file = LIMIT_FILES[field]
+        in_force = self.cgroup.set(file, value)
+        if field in ("memory", "swap", "memory_high", "pids") and not _as_asked(value, in_force):
+            raise ContainerError(
+                f"{field} was set, but the kernel says otherwise: {in_force}",
+                path=f"{self.cgroup.path}/{file}",
+                operation="write",
+                value=value,
+            )
+        return in_force
+
+    def _end_on_oom(self, *, limited: bool) -> None:
+        """memory.oom.group (4.19) ends the container on one OOM kill; on v1 whoever waits is told, and does it."""
+        if directory := self.cgroup.controllers.get("memory"):
+            self.oom_fd = v1.oom_eventfd(directory) if limited else None
+        elif self.cgroup.offers("memory.oom.group"):
+            self.cgroup.set("memory.oom.group", "1")
+
+    def join(self) -> None:
+        for fd in self._procs:
+            os.write(fd, b"0")
+        self._close_procs()
+
+    def _close_procs(self) -> None:
+        for fd in self._procs:
+            os.close(fd)
+        self._procs = []
+
+    def started(self, root: int) -> None:
+        self._close_procs()
+
+    def ended(self, rusage: dict[str, float]) -> None:
+        """The cgroup counts better: whoever was born in it, waited for or not."""
+
+    def pids(self) -> list[int]:
+        return self.cgroup.pids()
+
+    def signal(self, number: int) -> None:
+        self.cgroup.signal(number)
+
+    def settle(self, timeout: float) -> bool:
+        return self.cgroup.wait_empty(timeout)
+
+    def kill(self, timeout: float) -> bool:
+        return self.cgroup.kill_until_empty(timeout)
+
+    def usage(self) -> Usage:
+        return self.cgroup.usage()
+
+    def cpu_seconds(self) -> float | None:
+        return self.cgroup.cpu_seconds()
+
+    def over_limit(self) -> bool:
+        return False
+
+    def out_of_memory(self) -> bool:
+        """v1 tells every cgroup below the one that ran out (mem_cgroup_oom_notify): it is ours if our limit was hit."""
+        return bool(self.cgroup.events("memory.events").get("max"))
+
+    def oom(self) -> str | None:
+        """v2's ``oom`` counts where a limit was hit, in it or below it, and ``oom_kill`` where the victim was."""
+        events = self.cgroup.events("memory.events")
+        if not events.get("oom_kill"):
+            return None
+        hit = events["oom"] if "oom" in events else events.get("max") and "memory" in self.limits
+        return "oom" if hit else "oom-ancestor"
+
+    def remove(self) -> None:
+        self._close_procs()
+        if self.oom_fd is not None:
+            os.close(self.oom_fd)
+            self.oom_fd = None
+        self.cgroup.remove()
+
+
+def _limits(spec: Spec, *, swap: bool) -> list[tuple[str, str]]:
+    """What to write, in the order that the kernel wants: v1's memory.memsw counts from memory.max."""
+    found: list[tuple[str, str]] = []
+    if spec.memory is not None:
+        found.append(("memory", str(spec.memory)))
+    if swap or spec.swap:
+        found.append(("swap", str(spec.swap or 0)))
+    if spec.memory_high is not None:
+        found.append(("memory_high", str(spec.memory_high)))
+    if spec.oom_group:
+        found.append(("oom_group", "1"))
+    if spec.pids is not None:
+        found.append(("pids", str(spec.pids)))
+    if spec.cpu is not None:
+        found.append(("cpu", f"{round(spec.cpu * _PERIOD_USEC)} {_PERIOD_USEC}"))
+    if spec.cpu_weight is not None:
+        found.append(("cpu_weight", str(spec.cpu_weight)))
+    if spec.cpuset is not None:
+        found.append(("cpuset", spec.cpuset))
+    for device, limits in dict(spec.io or {}).items():
+        words = " ".join(f"{key}={value}" for key, value in dict(limits).items())
+        found.append(("io", f"{device_number(device)} {words}"))
+    if spec.io_weight is not None:
+        found.append(("io_weight", f"default {spec.io_weight}"))
+    return found
+
+
+def _as_asked(asked: str, in_force: str) -> bool:
+    """Equal, or rounded to a page as the kernel does with sizes."""
+    if asked == in_force:
+        return True
+    with contextlib.suppress(ValueError):
+        return abs(int(asked) - int(in_force)) < os.sysconf("SC_PAGE_SIZE")
+    return False
+
+
+def device_number(device: str) -> str:
+    """``"/dev/vda1"`` -> ``"254:0"``: the number of the whole disk, which is what io.max takes.
+
+    Raises:
+        ContainerError: there is no such block device.
+    """
+    import stat
+
+    if not device.startswith("/"):
+        return device
+    try:
+        status = os.stat(device)
+        if not stat.S_ISBLK(status.st_mode):
+            raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK), device)
+    except OSError as error:
+        raise ContainerError(
+            "io: not a block device",
+            path=device,
+            operation="stat",
+            errno=error.errno,
+            remedy="name a disk of `lsblk`, as /dev/NAME or MAJOR:MINOR",
+        ) from error
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    with contextlib.suppress(OSError), open(f"/sys/dev/block/{number}/../dev", encoding="ascii") as whole:
+        return whole.read().strip()  # it is a partition
+    return number
+
+
+def _has_swap() -> bool:
+    with open("/proc/meminfo", encoding="ascii") as f:
+        return any(line.startswith("SwapTotal:") and int(line.split()[1]) > 0 for line in f)

@@ -1,0 +1,195 @@
+"""The process backend, where no cgroup is writable: a subreaper above the container, and the process table.
+
+The reaper is the container's root: whatever loses its parent in it becomes the reaper's child (prctl(2),
+PR_SET_CHILD_SUBREAPER), so nothing leaves the tree by a double fork or setsid(2). What this rung can't do is said by
+name: memory is watched, not limited; RLIMIT_NPROC counts all processes of a user and is no limit on a container's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from .._outcome import Usage
+from .._placement import Missing
+from .._process import descendants, signal_members, stat_fields, wait_gone
+from . import missing_identity, missing_namespaces
+
+if TYPE_CHECKING:
+    from .._host import Host
+    from .._spec import Spec
+
+_UNENFORCEABLE = ("swap", "memory_high", "pids", "cpu", "cpu_weight", "io", "io_weight", "controls")
+_REASON = {
+    "pids": "needs a cgroup, and RLIMIT_NPROC is no substitute: it counts all processes of the user",
+}
+_WATCH_SECONDS = 0.05
+
+
+class ProcessBackend:
+    """Containers as trees of processes below a reaper."""
+
+    name = "process"
+    needs_reaper = True
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def describe(self) -> str:
+        return f"process table, no cgroup (memory is watched, not limited; can't enforce: {', '.join(_UNENFORCEABLE)})"
+
+    def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
+        lacking = missing_namespaces(self.host, spec) + missing_identity(spec)
+        cgroup = self.host.capability("cgroup")
+        why = cgroup.reason or "the process backend was asked for"
+        remedy = cgroup.remedy or "use --cgroup-backend=auto"
+        for field in _UNENFORCEABLE:
+            value = getattr(spec, field)
+            if value is None or value == () or value == {} or (field == "swap" and value == 0):
+                continue
+            lacking.append((field, Missing(_REASON.get(field, f"needs a cgroup: {why}"), remedy)))
+        if spec.memory is not None and not spec.oom_group:
+            lacking.append(
+                ("oom_group", Missing("memory is watched here, and over its limit the whole tree ends", remedy))
+            )
+        return lacking
+
+    def weaker(self, spec: Spec) -> tuple[str, ...]:
+        said = []
+        if spec.memory not in (None, "max"):
+            said.append(f"memory: watched every {_WATCH_SECONDS * 1000:.0f} ms, not limited")
+        if spec.cpuset is not None:
+            said.append("cpuset: set as the affinity of the first process, which can change it")
+        return tuple(said)
+
+    def create(self, spec: Spec, name: str) -> ProcessTree:
+        memory = spec.memory if isinstance(spec.memory, int) else None
+        return ProcessTree(memory, spec.cpuset)
+
+
+class ProcessTree:
+    """One container as the descendants of its reaper."""
+
+    oom_fd = None
+
+    def __init__(self, memory: int | None, cpuset: str | None) -> None:
+        self.limits: dict[str, str] = {}
+        self.watch_interval = None if memory is None else _WATCH_SECONDS
+        self._memory = memory
+        self._cpuset = cpuset
+        self._root = 0
+        # A forked test shares pytest's pages until one of the two writes them: those are not what the test uses.
+        # The proportional shares of all who share them add up to what there was before the fork, and what is new.
+        self._before = _memory_bytes(os.getpid(), 0) if memory else 0
+        self._peak: int | None = None
+        self._exceeded = False
+        self._final: dict[str, float] = {}
+
+    def join(self) -> None:
+        if self._cpuset is not None:
+            os.sched_setaffinity(0, _cpus(self._cpuset))
+
+    def started(self, root: int) -> None:
+        self._root = root
+
+    def ended(self, rusage: dict[str, float]) -> None:
+        """What the reaper measured of everything it waited for (getrusage(2), RUSAGE_CHILDREN)."""
+        self._final = rusage
+
+    def pids(self) -> list[int]:
+        """None only if there is none: who ended while the table was read may have had children, now the reaper's."""
+        ended: set[int] = set()
+        while True:
+            found = descendants(self._root)
+            living = [pid for pid in found if (fields := stat_fields(pid)) and fields[0] not in ("Z", "X")]
+            if living or ended.issuperset(found):
+                return living
+            ended.update(found)
+
+    def signal(self, number: int) -> None:
+        signal_members(self.pids, number)
+
+    def settle(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while pids := self.pids():
+            if not wait_gone(pids, deadline - time.monotonic()):
+                return not self.pids()
+        return True
+
+    def kill(self, timeout: float) -> bool:
+        """Stop them all first: what is stopped can't fork while the others are killed."""
+        deadline = time.monotonic() + timeout
+        while pids := self.pids():
+            if len(pids) > 1:
+                self.signal(signal.SIGSTOP)
+            self.signal(signal.SIGKILL)
+            wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
+            if time.monotonic() >= deadline:
+                return not self.pids()
+        return True
+
+    def out_of_memory(self) -> bool:
+        return False
+
+    def usage(self) -> Usage:
+        final = self._final
+        peak = self._peak or (
+            None if self._memory else final.get("maxrss_bytes")
+        )  # 0: it ended before it was looked at
+        return Usage(
+            cpu_user_seconds=final.get("user_seconds"),
+            cpu_system_seconds=final.get("system_seconds"),
+            memory_peak_bytes=None if peak is None else int(peak),
+            io_read_bytes=_int(final.get("read_bytes")),
+            io_write_bytes=_int(final.get("write_bytes")),
+            oom_kill=int(self._exceeded) if self._memory is not None else None,
+        )
+
+    def cpu_seconds(self) -> float | None:
+        """The living, and what they waited for (proc_pid_stat(5), fields 14 to 17), the reaper's included."""
+        ticks = 0
+        for pid in (self._root, *descendants(self._root)):
+            if fields := stat_fields(pid):
+                ticks += sum(map(int, fields[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def over_limit(self) -> bool:
+        if self._memory is None:
+            return False
+        everybody = {os.getpid(), self._root, *self.pids()}
+        used = max(0, sum(_memory_bytes(pid, self._before) for pid in everybody) - self._before)
+        self._peak = max(self._peak or 0, used)
+        self._exceeded = self._exceeded or used > self._memory
+        return self._exceeded
+
+    def oom(self) -> str | None:
+        return "oom" if self._exceeded else None
+
+    def remove(self) -> None:
+        """Nothing is left on the host by this backend."""
+
+
+def _memory_bytes(pid: int, inherited: int) -> int:
+    """PSS of a process (proc_pid_smaps(5)); where it may not be read, how far RSS is above *inherited*; 0 if gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="utf-8", errors="replace") as f:
+        for line in f:
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", encoding="utf-8") as f:
+        return max(0, int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") - inherited)
+    return 0
+
+
+def _cpus(text: str) -> set[int]:
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def _int(value: float | None) -> int | None:
+    return None if value is None else int(value)

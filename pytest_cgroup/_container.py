@@ -1,0 +1,475 @@
+"""A container: one live tree of processes, started, watched, killed whole and measured.
+
+Theory of operation. `fork` makes the first process, which enters the container by itself before it does anything
+else, and returns in both processes. The parent then `watch`es: it sleeps in one poll(2) on whatever its caller wants
+to read, on the end of the first process, on the kernel's word that memory ran out, and on the nearest deadline.
+`destroy` names what is left, kills it, waits until the kernel says that nothing is there, and gives the `Outcome`.
+
+Between parent and first process there may be one or two more, and they are never in the container's cgroup::
+
+    pytest ── test                                     cgroup backend
+    pytest ── reaper ── test                           pid namespace (the reaper is its PID 1), process backend
+    pytest ── namespace keeper ── reaper ── test       pid namespace without privilege, in a user namespace
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import select
+import signal
+import time
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from . import _syscalls
+from ._backends import namespaces_asked
+from ._namespaces import Namespaces, drop_privileges, enter_user_namespace, rejoin_pid, set_up, unshare_pid
+from ._outcome import Leak, Outcome
+from ._process import describe, fork, pidfd_open, send_signal, set_rlimits
+from ._reaper import NOT_ENTERED, become_reaper, keep_namespaces, no_fork, tell
+from .exceptions import CgroupError, ContainerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ._backends import Backend, Tree
+    from ._host import Host
+    from ._spec import Spec
+
+log = logging.getLogger("pytest_cgroup")
+
+#: how long a process that is on its way out may take before it counts as left behind, in seconds
+SETTLE_SECONDS = 0.1
+#: how long a killed tree may take to be gone: more is a task in uninterruptible sleep
+KILL_SECONDS = 10.0
+
+
+class Container:
+    """One container, from `start` to `destroy`.
+
+    Args:
+        spec: what is asked of it; already resolved, so that sizes are bytes.
+        backend: makes its tree.
+        host: what this machine offers.
+        name: becomes part of a directory's name.
+        keep: paths that stay visible where a private /tmp would hide them.
+    """
+
+    def __init__(self, spec: Spec, *, backend: Backend, host: Host, name: str, keep: tuple[str, ...] = ()) -> None:
+        self.spec = spec
+        self.backend = backend
+        self.name = name
+        self._host = host
+        self._keep = keep
+        self._tree: Tree | None = None
+        self._pid = 0
+        self._pidfd: int | None = None
+        self._status: int | None = None
+        self._status_text = b""
+        self._reaper: int | None = None
+        self._reaped = False
+        self._wait_status: int | None = None
+        self._started_at = 0.0
+        self._deadline: float | None = None
+        self._paused_at: float | None = None
+        self._cause: str | None = None
+        self._suspect_until = 0.0
+        self._error: ContainerError | None = None
+        self._notes: list[str] = []
+        self._outcome: Outcome | None = None
+        #: called just before a container is killed at a deadline, while everything in it still lives
+        self.before_kill: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Make the container, empty, with its limits in force.
+
+        Raises:
+            ContainerError: the kernel refused something; nothing is left behind.
+        """
+        self._tree = self.backend.create(self.spec, self.name)
+        log.debug("container %s: %s", self.name, self._tree.limits)
+
+    @property
+    def tree(self) -> Tree:
+        assert self._tree is not None, "the container is not started"
+        return self._tree
+
+    # the first process
+
+    def fork(self) -> bool:
+        """Fork the first process of the container. True in that process, which is inside already; False in the parent.
+
+        Raises:
+            ContainerError: the host has no process to give (EAGAIN, ENOMEM), in the parent.
+        """
+        namespaces = Namespaces.from_spec(self.spec, keep=self._keep)
+        asked = namespaces_asked(self.spec)
+        in_user_namespace = bool(self.spec.user_ns) or self._host.needs_user_namespace(asked)
+        reaped = self.backend.needs_reaper or self.spec.pid_ns
+        _syscalls.load()  # here, once, and not in every child
+        status_reader, status = os.pipe()
+        try:
+            self._started_at = time.monotonic()
+            pid = self._fork_reaper(status, in_user_namespace) if reaped else fork()
+        except (OSError, ContainerError) as error:
+            os.close(status_reader)
+            os.close(status)
+            if isinstance(error, ContainerError):
+                raise
+            raise no_fork(error) from error
+        if pid == 0:
+            os.close(status_reader)
+            self._enter(namespaces, status, user=in_user_namespace and not (reaped and self.spec.pid_ns))
+            return True
+        os.close(status)
+        os.set_blocking(status_reader, False)
+        self._pid, self._status = pid, status_reader
+        self._pidfd = pidfd_open(pid)
+        self._reaper = pid if reaped else None
+        self.tree.started(pid)
+        if self.spec.timeout is not None:
+            self._deadline = self._started_at + self.spec.timeout
+        return False
+
+    def _fork_reaper(self, status: int, in_user_namespace: bool) -> int:
+        """Fork the reaper, which forks the first process; 0 in the latter, the direct child's pid in the parent."""
+        if not self.spec.pid_ns:
+            pid = fork()
+            return pid or become_reaper(status)
+        if in_user_namespace:
+            pid = fork()
+            return pid or keep_namespaces(status)
+        unshare_pid()  # for the children to come of this thread alone, until it is undone
+        pid = -1
+        try:
+            pid = fork()
+        finally:
+            if pid:
+                rejoin_pid()
+        return pid or become_reaper(status)
+
+    def _enter(self, namespaces: Namespaces, status: int, *, user: bool) -> None:
+        """In the first process, before anything else: all of it, or exit. Fails closed."""
+        try:
+            self.tree.join()
+            if user:
+                enter_user_namespace(uid=os.getuid(), gid=os.getgid())
+            if namespaces.any:
+                set_up(namespaces)
+            set_rlimits(dict(self.spec.rlimits))
+            if self.spec.user is not None or self.spec.group is not None or self.spec.no_new_privs:
+                drop_privileges(self.spec.user, self.spec.group, bool(self.spec.no_new_privs))
+                if self.backend.needs_reaper:
+                    _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
+        except BaseException as error:
+            what = str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}"
+            tell(status, error=what[:3000])
+            os._exit(NOT_ENTERED)
+        os.close(status)
+
+    # watching it
+
+    @property
+    def ended(self) -> bool:
+        """Whether the first process has ended."""
+        return self._wait_status is not None
+
+    def watch(
+        self, readers: Mapping[int, Callable[[], bool]], done: Callable[[], bool], timeout: float | None = None
+    ) -> None:
+        """Sleep until *done* or the first process has ended; *readers* are called when their descriptor has something.
+
+        A reader returns False once its descriptor is at its end. A container that is over a limit of time, or out of
+        memory where the kernel does not end it, is killed from here. *timeout* seconds bound the sleep itself.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        poll = select.poll()
+        readers = dict(readers)
+        for fd in readers:
+            poll.register(fd, select.POLLIN)
+        for fd in self._own_fds():
+            poll.register(fd, select.POLLIN)
+        while not (done() or self.ended) and (until is None or time.monotonic() < until):
+            for fd, _ in poll.poll(self._poll_milliseconds(until)):
+                if (reader := readers.get(fd)) is not None:
+                    if not reader():
+                        poll.unregister(fd)
+                elif not self._notice(fd):
+                    poll.unregister(fd)
+            self._check_limits()
+
+    def _own_fds(self) -> list[int]:
+        # Without a reaper, what is told there is of no use before the process has ended.
+        fds = [self._status if self._reaper is not None else None, self.tree.oom_fd if self._cause is None else None]
+        fds.append(self._pidfd if not self._reaped else None)
+        return [fd for fd in fds if fd is not None]
+
+    def _notice(self, fd: int) -> bool:
+        if fd == self._status:
+            return self._read_status()
+        if fd == self._pidfd:
+            self._read_status()
+            self._wait()
+            if self._wait_status is None:
+                self._orphaned()
+            return False
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(fd)
+        if self.spec.oom_group:
+            if self.tree.out_of_memory():
+                self._kill_for("oom")
+            else:  # a cgroup above ran out, and the kernel's choice, which comes next, may be in here
+                self._suspect_until = time.monotonic() + 1.0
+        return True
+
+    def _read_status(self) -> bool:
+        """Take what the reaper, or a first process that could not enter, has told; False at the end of file."""
+        if self._status is None:
+            return False
+        try:
+            text = os.read(self._status, 65536)
+        except BlockingIOError:
+            return True
+        self._status_text += text
+        *lines, self._status_text = self._status_text.split(b"\n")
+        for message in map(json.loads, lines):
+            if "error" in message:
+                self._error = ContainerError(message["error"], operation="enter")
+            if "status" in message:
+                self._wait_status = message["status"]
+            if "rusage" in message:
+                self.tree.ended(message["rusage"])
+            if "reaper" in message:
+                self._reaper = message["reaper"]
+                self.tree.started(message["reaper"])
+        if not text:
+            os.close(self._status)
+            self._status = None
+        return bool(text)
+
+    def _wait(self) -> None:
+        """Reap the direct child, which has ended. Where it is the reaper, its own status says nothing of the test."""
+        self._reaped = True
+        try:
+            _, status = os.waitpid(self._pid, 0)
+        except ChildProcessError:  # SIGCHLD is ignored in this process, or a thread of it waits for any child
+            self._error = self._error or ContainerError(
+                "somebody else in this process has waited for the container's process: how it ended is not known",
+                operation="waitpid",
+                remedy="wait for your own children by pid, and leave SIGCHLD alone",
+            )
+            self._wait_status = 0
+        else:
+            if self._reaper is None:
+                self._wait_status = status
+
+    def _orphaned(self) -> None:
+        """The reaper has ended, and said nothing of the first process, which went with it."""
+        self._wait_status = signal.SIGKILL
+        self._error = self._error or ContainerError(
+            "the process above the container's first one was killed, and took it along",
+            operation="reap",
+            remedy="a contained test's parent process is not pytest: do not signal it",
+        )
+
+    def _poll_milliseconds(self, until: float | None) -> float | None:
+        now = time.monotonic()
+        waits = [] if until is None else [until - now]
+        if self._paused_at is None and self._cause is None:
+            if self._deadline is not None:
+                waits.append(self._deadline - now)
+            if self.spec.cpu_time is not None:
+                left = self.spec.cpu_time - (self.tree.cpu_seconds() or 0.0)
+                waits.append(max(0.01, left / (os.cpu_count() or 1)))  # no sooner can it be used up
+        if self.tree.watch_interval is not None and self._cause is None:
+            waits.append(self.tree.watch_interval)
+        if now < self._suspect_until and self._cause is None:
+            waits.append(0.01)
+        return max(0.0, min(waits)) * 1000 if waits else None
+
+    def _check_limits(self) -> None:
+        if self._cause is not None or self.ended:
+            return
+        if self.tree.watch_interval is not None and self.tree.over_limit():
+            self._kill_for("oom")
+        elif time.monotonic() < self._suspect_until and (oom := self.tree.oom()):
+            self._kill_for(oom)
+        elif self._paused_at is not None:
+            return
+        elif self._deadline is not None and time.monotonic() >= self._deadline:
+            self._kill_for("timeout")
+        elif self.spec.cpu_time is not None and (self.tree.cpu_seconds() or 0.0) >= self.spec.cpu_time:
+            self._kill_for("cpu-time")
+
+    def _kill_for(self, cause: str) -> None:
+        log.debug("container %s: %s", self.name, cause)
+        self._cause = cause
+        if cause in ("timeout", "cpu-time"):
+            self.before_kill()
+        self._kill()
+
+    def _kill(self) -> bool:
+        """Kill what is in the container, and what is on its way into it; whether all of it is gone.
+
+        The first process may not have entered yet, and the reaper may not have forked it yet: so it goes on until the
+        direct child has ended, which it does when nothing is left below it.
+        """
+        deadline = time.monotonic() + KILL_SECONDS
+        if self._pidfd is not None and not self._reaped and self._reaper is None:
+            send_signal(self._pidfd, signal.SIGKILL)
+        while True:
+            emptied = self.tree.kill(max(0.0, deadline - time.monotonic()))
+            if self._child_ends_in(0.05) or time.monotonic() > deadline:
+                return emptied
+            self._read_status()  # who the reaper is, where a namespace keeper stands above it
+            send_signal(self._pidfd or -1, signal.SIGCONT)  # it may have been stopped
+
+    def _child_ends_in(self, seconds: float) -> bool:
+        if self._pidfd is None or self._reaped:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def time_out(self) -> None:
+        """Kill everything as at the deadline: somebody else's has come."""
+        if self._cause is None and not self.ended:
+            self._kill_for("timeout")
+
+    def pause_deadline(self) -> None:
+        """Stop the clock of `timeout` and `cpu_time`: a person is looking at it in a debugger."""
+        if self._paused_at is None:
+            self._paused_at = time.monotonic()
+
+    def resume_deadline(self) -> None:
+        """Let the clock go on."""
+        if self._paused_at is not None and self._deadline is not None:
+            self._deadline += time.monotonic() - self._paused_at
+        self._paused_at = None
+
+    def signal(self, number: int) -> bool:
+        """Signal the first process; where a reaper stands above it, the reaper passes the signal on."""
+        if self._reaper is not None and self._reaper != self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._reaper, number)  # its parent has not reaped it, or we would know: no reuse
+            return True
+        return self._pidfd is not None and send_signal(self._pidfd, number)
+
+    def _limits(self) -> dict[str, str]:
+        """What is in force: the cgroup's, read back, and what is watched from here."""
+        watched = {name: getattr(self.spec, name) for name in ("timeout", "cpu_time")}
+        return {**self.tree.limits, **{name: f"{value:g} s" for name, value in watched.items() if value is not None}}
+
+    # the end
+
+    def so_far(self) -> Outcome:
+        """What is known while it lives: nothing has ended, and the numbers still grow."""
+        return Outcome(
+            ended="exit",
+            usage=dataclasses.replace(self.tree.usage(), wall_seconds=time.monotonic() - self._started_at),
+            backend=self.backend.name,
+            not_enforced=self.backend.weaker(self.spec),
+            limits=self._limits(),
+        )
+
+    def destroy(
+        self,
+        *,
+        owner: str | None = None,
+        zombies: tuple[int, ...] = (),
+        family: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
+    ) -> Outcome:
+        """Name what is left, kill everything, wait until it is gone, measure, remove. Idempotent: one outcome.
+
+        Args:
+            owner: what the processes left behind are said to belong to.
+            zombies: pids that the first process said it had not waited for.
+            family: the parents of each of its descendants, as it saw them just before it ended.
+        """
+        if self._outcome is not None:
+            return self._outcome
+        tree = self.tree
+        leaks: list[Leak] = []
+        try:
+            emptied = self.ended and self._cause is None and tree.settle(SETTLE_SECONDS)
+            if self.ended and self._cause is None and not emptied:
+                me = os.getpid()
+                leaks = [leak for pid in tree.pids() if (leak := describe(pid, owner=owner, ancestors_until=me))]
+                leaks = [dataclasses.replace(leak, parents=family.get(leak.pid, leak.parents)) for leak in leaks]
+                self._ask_to_end(tree)
+            wall = time.monotonic() - self._started_at if self._started_at else None
+            if not (emptied and self._reaped) and not self._kill():
+                self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: pids {tree.pids()}")
+            self._end_child()
+            usage = dataclasses.replace(tree.usage(), wall_seconds=wall)
+            if self._cause == "oom":  # told of it, we may have been faster than the kernel's killer, and done its work
+                usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))
+            ended, code, number = self._how_it_ended()
+        except BaseException:  # Ctrl-C while it was asked to end, or an error in telling what is left
+            self._kill()
+            raise
+        finally:
+            self._close()
+            try:
+                tree.remove()
+            except ContainerError as error:
+                self._notes.append(str(error))
+        self._outcome = Outcome(
+            ended=ended,  # type: ignore[arg-type]
+            exit_code=code,
+            signal=number,
+            usage=usage,
+            leaks=tuple(leaks) + tuple(_zombie(pid, owner) for pid in zombies),
+            backend=self.backend.name,
+            not_enforced=self.backend.weaker(self.spec),
+            limits=self._limits(),
+            message=str(self._error) if self._error else None,
+            notes=tuple(self._notes),
+        )
+        return self._outcome
+
+    def _ask_to_end(self, tree: Tree) -> None:
+        """SIGTERM and `grace`, as long as needed and no longer, where that was asked for."""
+        if self.spec.grace:
+            tree.signal(signal.SIGTERM)
+            tree.settle(self.spec.grace)
+
+    def _end_child(self) -> None:
+        """The container is empty, so the direct child ends, and is reaped here; it is killed if it does not."""
+        if self._pidfd is None or self._reaped:
+            return
+        if not self._child_ends_in(0.0):
+            send_signal(self._pidfd, signal.SIGKILL)
+        while self._read_status():
+            if self._status_at_rest():
+                break
+        self._wait()
+
+    def _status_at_rest(self) -> bool:
+        return self._status is not None and not select.select([self._status], [], [], 0)[0]
+
+    def _how_it_ended(self) -> tuple[str, int | None, int | None]:
+        code = os.waitstatus_to_exitcode(self._wait_status) if self._wait_status is not None else None
+        exit_code, number = (None, -code) if code is not None and code < 0 else (code, None)
+        if self._cause is not None:
+            return self._cause, exit_code, number
+        if self._error is not None:
+            return "error", exit_code, number
+        # A process of it that was killed for memory is the container's end only if the first process went with it.
+        if number == signal.SIGKILL and (oom := self.tree.oom()):
+            return oom, exit_code, number
+        return ("exit" if number is None else "signal"), exit_code, number
+
+    def _close(self) -> None:
+        for fd in (self._pidfd, self._status):
+            if fd is not None:
+                os.close(fd)
+        self._pidfd = self._status = None
+
+
+def _zombie(pid: int, owner: str | None) -> Leak:
+    return Leak(pid=pid, argv=(), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="zombie")
