@@ -1,0 +1,272 @@
+"""From what a user wrote to what is run: options, ini, markers, and the verdict of this host on each.
+
+Bad input from the command line or the ini file is a usage error before anything runs. Bad input in a marker is kept
+until its test is set up, and is an error of that test alone: raised in a hook it would end the run, and under xdist
+lose it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ._spec import NEEDING, Spec, merge, parse_kwargs, parse_text
+from .exceptions import CgroupError, ContainedWarning, SpecError
+
+if TYPE_CHECKING:
+    from ._backends import Backend
+
+    Layer = tuple[str, dict[str, object]]
+
+_DEFAULTS = Spec()
+_BACKENDS = ("auto", "cgroup", "process")
+_MISSING = ("skip", "fail", "warn")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why an item can't run contained: its marker is wrong, or it does not fit this host."""
+
+    text: str
+    on_this_host: bool = False
+
+
+spec_key = pytest.StashKey[Spec]()
+trouble_key = pytest.StashKey[Trouble]()
+lacking_key = pytest.StashKey[str]()
+
+
+class TroubleTeller:
+    """Says in its set-up why an item can't run contained. No wrapper: what the wrappers began, they can end."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """A wrong marker is wrong, whatever the other marks of the test say."""
+        trouble = item.stash.get(trouble_key, None)
+        if trouble is not None and not trouble.on_this_host:
+            pytest.fail(trouble.text, pytrace=False)
+
+    @pytest.hookimpl(specname="pytest_runtest_setup")
+    def pytest_after_skip_marks(self, item: pytest.Item) -> None:
+        """A test that is skipped on this host may ask for what is not on this host."""
+        if (trouble := item.stash.get(trouble_key, None)) is not None:
+            pytest.fail(trouble.text, pytrace=False)
+        if (lacking := item.stash.get(lacking_key, None)) is not None:
+            item.warn(ContainedWarning(f"contained: runs without {lacking}"))
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """The options and their ini twins. The defaults are None, so that they never hide what the ini file says."""
+    group = parser.getgroup("cgroup", "contained tests (pytest-cgroup)")
+
+    def option(name: str, help: str, **kwargs: Any) -> None:  # as argparse takes them
+        group.addoption(name, default=None, help=help, **kwargs)
+        parser.addini(name.lstrip("-").replace("-", "_"), f"as {name}", default=None)
+
+    option(
+        "--contained",
+        "run every test in a container of its own; SPEC as in 'memory=256M,pids=64,pid_ns' (see --markers)",
+        nargs="?",
+        const="",
+        metavar="SPEC",
+    )
+    option(
+        "--resource-usage",
+        "show what the N heaviest contained tests used (10 unless said; 0: all)",
+        nargs="?",
+        const=10,
+        type=_count,
+        metavar="N",
+    )
+    option("--resource-usage-json", "write what each contained test used, a JSON object a line", metavar="FILE")
+    option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
+    option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
+    option(
+        "--cgroup-missing",
+        "what becomes of a test that asks for what this host can't do: skip it (default), fail it, "
+        "or warn and run it without",
+        metavar="{skip,fail,warn}",
+    )
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    hint = f"; that is a path: write --resource-usage=N {text}" if os.path.exists(text) else ""
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on{hint}")
+
+
+def setting(config: pytest.Config, name: str) -> tuple[str | None, str]:
+    """An option or else its ini twin, None where neither is given; and which of the two it is, for a message."""
+    value = config.getoption(name)
+    if value is not None:
+        return str(value), "--" + name.replace("_", "-")
+    value = config.getini(name)
+    return (None if value is None else str(value)), f"ini {name}"
+
+
+class Settings:
+    """The options and ini values of a run, checked.
+
+    Attributes:
+        layers: what the ini file and the command line ask of every test, the weaker first; empty if nothing.
+        most: how many lines the table of usage may have, 0 for all; None if it was not asked for.
+        base: the cgroup to work below, None for pytest's own.
+        json: the file to write usage to, None for none.
+
+    Raises:
+        pytest.UsageError: one of them is wrong; the message says which, where, and what is allowed.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.missing = _one_of(config, "cgroup_missing", _MISSING)
+        self.backend = _one_of(config, "cgroup_backend", _BACKENDS)
+        self.base = setting(config, "cgroup_base")[0] or None
+        self.json, self.json_from = setting(config, "resource_usage_json")
+        self.layers = _layers(config)
+        if self.base is not None and self.backend == "process":
+            raise pytest.UsageError("--cgroup-base with --cgroup-backend=process: that backend makes no cgroups")
+        most, where = setting(config, "resource_usage")
+        try:
+            self.most = _count(most) if most else None
+        except argparse.ArgumentTypeError as error:
+            raise pytest.UsageError(f"{where}: {error}") from error
+
+    @property
+    def everything(self) -> bool:
+        """Whether every test is contained, marker or not."""
+        return bool(self.layers)
+
+
+def _one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> str:
+    value, where = setting(config, name)
+    if value is None:
+        return allowed[0]
+    if value not in allowed:
+        raise pytest.UsageError(f"{where}={value!r}: allowed: {', '.join(allowed)}")
+    return value
+
+
+def _layers(config: pytest.Config) -> tuple[Layer, ...]:
+    asked = (("ini contained", config.getini("contained")), ("--contained", config.getoption("contained")))
+    if (path := config.getoption("contained")) and "=" not in path and os.path.exists(path):
+        raise pytest.UsageError(f"--contained took {path!r} for its SPEC: write --contained= {path}")
+    try:
+        layers = tuple((where, parse_text(str(text), where)) for where, text in asked if text is not None)
+        check_here(merged(layers), layers)
+    except CgroupError as error:
+        raise pytest.UsageError(str(error)) from error
+    return layers
+
+
+def wants_container(item: pytest.Item, settings: Settings) -> bool:
+    """Whether *item* is to run contained. Asked of every test of a run, so it does next to nothing."""
+    return settings.everything or item.get_closest_marker("contained") is not None
+
+
+def marker_layers(item: pytest.Item) -> list[Layer]:
+    """What the markers of *item* ask, the weaker first: module, class, function, and then the parameters' own.
+
+    Raises:
+        SpecError: a marker is wrong.
+    """
+    marks = list(item.iter_markers_with_node("contained"))[::-1]
+    own = [id(mark) for mark in getattr(getattr(item, "callspec", None), "marks", ())]
+    marks.sort(
+        key=lambda found: id(found[1]) in own
+    )  # for pytest those of a pytest.param are weaker than the function's
+    layers = []
+    for node, mark in marks:
+        where = f"@pytest.mark.contained on {getattr(node, 'originalname', None) or node.name or node.nodeid}"
+        if mark.args:
+            raise SpecError("arguments", mark.args, "are not by keyword", where=where, allowed="memory=…, pids=…, …")
+        layers.append((where, parse_kwargs(mark.kwargs, where)))
+    return layers
+
+
+def merged(layers: tuple[Layer, ...]) -> Spec:
+    """The spec that *layers* say together: a later one wins, field by field.
+
+    Raises:
+        SpecError: they contradict each other, or ask for what is not there yet.
+    """
+    spec = merge(*(values for _, values in layers), where=" and ".join(where for where, _ in layers))
+    for field, value in (("isolation", "shared"), ("slice", spec.slice)):
+        if value is not None and getattr(spec, field) == value:
+            raise SpecError(field, value, "is not there yet", where=_where(field, layers), allowed="leave it out")
+    return spec
+
+
+def _where(field: str, layers: tuple[Layer, ...]) -> str:
+    """Where *field* was written."""
+    return next((where for where, values in reversed(layers) if field in values), "implied")
+
+
+def check_here(spec: Spec, layers: tuple[Layer, ...]) -> None:
+    """What can be known to be wrong on this host before a container is made: paths and accounts.
+
+    Raises:
+        SpecError: there is no such path or account.
+    """
+    for field in ("readonly", "hidden"):
+        for path in getattr(spec, field):
+            if not os.path.lexists(path):
+                raise SpecError(field, path, "no such path", where=_where(field, layers), allowed="paths that exist")
+    for field, who in (("group", (None, spec.group)), ("user", (spec.user, spec.group))):
+        if getattr(spec, field) is None:
+            continue
+        from ._namespaces import look_up
+
+        try:
+            look_up(*who)
+        except CgroupError as error:
+            why = error.what if error.remedy is None else f"{error.what}. {error.remedy}"
+            raise SpecError(field, getattr(spec, field), why, where=_where(field, layers)) from error
+
+
+def decide(item: pytest.Item, settings: Settings, backend: Backend) -> None:
+    """Stash what *item* is to run with, or why it can't."""
+    try:
+        layers = (*settings.layers, *marker_layers(item))
+        spec = merged(layers)
+    except SpecError as error:
+        item.stash[trouble_key] = Trouble(str(error))
+        return
+    try:
+        spec = spec.resolve(_total_memory())
+        check_here(spec, layers)
+    except CgroupError as error:
+        item.stash[trouble_key] = Trouble(str(error), on_this_host=True)
+        return
+    if lacking := backend.missing(spec):
+        if not lacks(item, settings, "; ".join(f"{name}: {why.reason} ({why.remedy})" for name, why in lacking)):
+            return
+        spec = _without(spec, [field for field, _ in lacking])
+    item.stash[spec_key] = spec
+
+
+def lacks(item: pytest.Item, settings: Settings, what: str) -> bool:
+    """This host can't honour *what*: skip or fail *item*, or True if it is to run without, with a warning."""
+    if settings.missing == "warn":
+        item.stash[lacking_key] = what
+        return True
+    text = f"contained: this host can't honour {what}"
+    if settings.missing == "skip":
+        item.add_marker(pytest.mark.skip(reason=text))
+    else:
+        item.stash[trouble_key] = Trouble(text, on_this_host=True)
+    return False
+
+
+def _without(spec: Spec, fields: list[str]) -> Spec:
+    """*spec* without *fields*, and without what needs them."""
+    dropped = {*fields, *(needing for field in fields for needing in NEEDING.get(field, ()))}
+    return replace(spec, **{field: getattr(_DEFAULTS, field) for field in dropped})
+
+
+def _total_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

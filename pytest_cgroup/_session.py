@@ -1,0 +1,145 @@
+"""One run of pytest: its settings, and, from the first contained test on, its host, backend and runner."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ._config import Settings, Trouble, TroubleTeller, decide, lacks, trouble_key, wants_container
+from .exceptions import CgroupError, NotOffered
+
+if TYPE_CHECKING:
+    from ._backends import Backend
+    from ._host import Host
+
+
+class Session:
+    """What lives from `pytest_configure` to `pytest_unconfigure`."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.settings = Settings(config)
+        self._host: Host | None = None
+        self._backend: Backend | None = None
+        self._said = False
+        self._owner = os.getpid()
+        if self.settings.json and not hasattr(config, "workerinput") and not config.option.collectonly:
+            from ._report import JsonLines
+
+            config.pluginmanager.register(JsonLines(self.settings.json, self.settings.json_from), "cgroup-json")
+        if self.settings.base is not None or self.settings.backend == "cgroup":
+            try:
+                self._use()  # what was asked for by name is tried at once, so that it is refused at once
+                self._check_base()
+            except CgroupError as error:
+                raise pytest.UsageError(str(error)) from error
+
+    def header(self) -> str | None:
+        """The rung, in one line, where an option says that it will matter."""
+        if not self.settings.everything and self._backend is None:
+            return None
+        return self._say()
+
+    def prepare(self, items: list[pytest.Item]) -> None:
+        """Decide for each item whether and how it is contained; the first one brings the machinery."""
+        contained = [item for item in items if wants_container(item, self.settings)]
+        if not contained:
+            return
+        plugins = self.config.pluginmanager
+        if not plugins.has_plugin("cgroup-trouble"):
+            plugins.register(TroubleTeller(), "cgroup-trouble")
+        if sys.platform != "linux":
+            for item in contained:
+                lacks(item, self.settings, "everything: tests are contained on Linux only")
+            return
+        if (why := self._impossible()) is not None:
+            for item in contained:
+                item.stash[trouble_key] = Trouble(why, on_this_host=True)
+            return
+        from ._runner import Runner
+
+        host, backend = self._use()
+        for item in contained:
+            decide(item, self.settings, backend)
+        if not plugins.has_plugin("cgroup-runner"):
+            plugins.register(Runner(self.config, host, backend), "cgroup-runner")
+
+    def _impossible(self) -> str | None:
+        """Why no test at all can be contained here."""
+        from . import _seam
+
+        if (problem := _seam.problems()) is not None:
+            return problem
+        try:
+            self._use()
+        except (CgroupError, OSError) as error:
+            return f"contained: {error}"
+        return None
+
+    def before_workers(self) -> None:
+        """On cgroup v2 step aside before pytest-xdist starts its workers: then they stand aside as well.
+
+        Who starts them collects nothing and cannot know whether they will need it; but where this process stays in the
+        base, no worker can give a limit.
+        """
+        if sys.platform == "linux" and self._host is None:
+            with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
+                self._use()
+
+    def after_collection(self) -> str | None:
+        """The rung, in one line, once it is known that a contained test was collected."""
+        return self._say() if self._backend is not None else None
+
+    def summary(self, reporter: pytest.TerminalReporter) -> None:
+        """The table of what was used, and what was killed."""
+        from ._report import summary
+
+        summary(reporter, self.settings.most)
+
+    def close(self) -> None:
+        """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""
+        if self._host is not None and os.getpid() == self._owner:
+            self._host.close()
+
+    def _use(self) -> tuple[Host, Backend]:
+        """The host and the backend, chosen on first use.
+
+        Raises:
+            CgroupError: what was asked for by name can't be had here.
+        """
+        if self._host is None or self._backend is None:
+            from ._backends import choose
+            from ._host import Host
+
+            self._host = Host(self.settings.base)
+            try:
+                self._backend = choose(self._host, self.settings.backend)
+            except BaseException:
+                self._host.close()
+                raise
+        return self._host, self._backend
+
+    def _check_base(self) -> None:
+        """A base that was named is used, or the run does not begin: what is beside it is no substitute."""
+        host, base = self._use()[0], self.settings.base
+        if base is None:
+            return
+        cgroup, session = host.capability("cgroup"), host.placement.session
+        inside = os.path.realpath(base) + "/" if os.path.isabs(base) else ""
+        if session is None or not any(os.path.realpath(path).startswith(inside) for path in session.directories):
+            reason, remedy = cgroup.reason, cgroup.remedy
+            if cgroup.offered:
+                reason, remedy = next((m.reason, m.remedy) for m in host.placement.missing.values())
+            raise NotOffered(f"the cgroup base {base} can't be used: {reason}", remedy=remedy, missing=("cgroup",))
+
+    def _say(self) -> str | None:
+        if self._said:
+            return None
+        self._said = True
+        if sys.platform != "linux":
+            return "contained: on Linux only"
+        return self._impossible() or f"contained: {self._use()[1].describe()}"

@@ -1,0 +1,95 @@
+"""What the contained tests of a run share: the backend, the files they print into, the names of their containers."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from . import _seam
+from ._container import Container
+from ._output import Output
+from .exceptions import ContainedWarning
+
+if TYPE_CHECKING:
+    import pytest
+
+    from ._backends import Backend
+    from ._host import Host
+    from ._inside import Inside
+    from ._spec import Spec
+
+_IDLE_PLUGINS = ("execnet", "xdist", "pytest_rerunfailures", "pytest_timeout")
+
+
+class Workshop:
+    """Made with the first contained test of a run."""
+
+    def __init__(self, config: pytest.Config, host: Host, backend: Backend) -> None:
+        self.config = config
+        self.host = host
+        self.backend = backend
+        #: in a forked child: what it knows of itself
+        self.inside: Inside | None = None
+        self.in_step = _seam.shares_terminal(config)
+        self.rerunners = _seam.protocol_owners(config)
+        self._output: Output | None = None
+        self._count = 0
+        self._warned_of_threads = False
+
+    def close(self) -> None:
+        """Close what was opened; in a forked child it is the parent's."""
+        if self._output is not None and self.inside is None:
+            self._output.close()
+
+    @property
+    def output(self) -> Output:
+        """The files that contained tests print into, made for the first one."""
+        if self._output is None:
+            self._output = Output()
+        return self._output
+
+    def new_container(self, item: pytest.Item, spec: Spec) -> Container:
+        """A container for *item*, its name safe as a directory's whatever the test's id holds."""
+        self._count += 1
+        keep = (*self._kept_paths(item),) if spec.private_tmp else ()
+        name = f"{self._count}-{_safe(item.name)}"
+        return Container(spec, backend=self.backend, host=self.host, name=name, keep=keep)
+
+    def _kept_paths(self, item: pytest.Item) -> list[str]:
+        """What a test must still see below a private /tmp: its own tmp_path, its sources, the interpreter's files."""
+        kept = [str(self.config.rootpath), str(self.config.invocation_params.dir), str(item.path.parent)]
+        kept += [sys.prefix, sys.base_prefix, *(path for path in sys.path if path)]
+        funcargs = getattr(item, "funcargs", None) or {}
+        if "tmp_path_factory" in funcargs:
+            kept.append(str(funcargs["tmp_path_factory"].getbasetemp()))
+        return [path for path in dict.fromkeys(kept) if os.path.exists(path)]
+
+    def warn_of_threads(self, item: pytest.Item) -> None:
+        """A thread that holds a lock at the fork leaves it locked in the child for ever; said once, with names."""
+        if self._warned_of_threads or threading.active_count() == 1:
+            return
+        main = threading.main_thread()
+        names = sorted(thread.name for thread in threading.enumerate() if thread is not main and not _is_idle(thread))
+        if names:
+            self._warned_of_threads = True
+            item.warn(
+                ContainedWarning(
+                    f"a contained test is forked while other threads live ({', '.join(names[:5])}): a lock that one of "
+                    "them holds stays locked in the test. Stop them before, start them in the test, "
+                    "or give the test a timeout"
+                )
+            )
+
+
+def _is_idle(thread: threading.Thread) -> bool:
+    """A thread that every run with a certain plugin has, and that holds no lock a test could want."""
+    modules = (type(thread).__module__, getattr(getattr(thread, "_target", None), "__module__", "") or "")
+    return any(module.partition(".")[0] in _IDLE_PLUGINS for module in modules)
+
+
+def _safe(name: str) -> str:
+    """A test's name as a part of a directory's: it may hold slashes, dots, NUL, newlines and 10 kB."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60].strip("_") or "test"

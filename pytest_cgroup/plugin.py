@@ -1,0 +1,65 @@
+"""The pytest plugin: hooks, and nothing else.
+
+The path of the data:
+
+    marker kwargs -> Spec (validated) -> Backend (chosen from what the Host offers) -> Container started
+    -> the tree runs -> killed whole, measured -> Outcome (Usage + Leaks + how it ended) -> verdict
+    -> report -> summary, JUnit, JSON
+
+Everything that costs is imported when the first contained test is found: without one, and without an option, this
+module is all there is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from ._session import Session
+
+session_key: pytest.StashKey[Session] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    from ._config import add_options
+
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    from ._session import Session
+    from ._spec import marker_help
+
+    config.addinivalue_line("markers", marker_help())
+    config.stash[session_key] = Session(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    config.stash[session_key].before_workers()
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return config.stash[session_key].header()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[session_key].prepare(items)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str | None:
+    return config.stash[session_key].after_collection()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    config.stash[session_key].summary(terminalreporter)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (session := config.stash.get(session_key, None)) is not None:
+        session.close()
