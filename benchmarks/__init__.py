@@ -1,0 +1,1 @@
+"""What pytest-cgroup costs, as ratios between runs that alternate on the same machine: ``python -m benchmarks``."""
