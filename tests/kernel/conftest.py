@@ -1,0 +1,67 @@
+"""Who asks for namespaces, and where they may put files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_cgroup._backends import choose
+from pytest_cgroup._host import Host
+from pytest_cgroup._namespaces import enter_user_namespace
+from pytest_cgroup.exceptions import ContainerError
+from tests.conftest import not_offered
+from tests.kernel.contain import Lab, descriptors
+from tests.kernel.forked import Who, become_ordinary, forked
+
+
+@pytest.fixture(scope="session")
+def user_namespaces() -> None:
+    """Skip where an ordinary user gets no user namespace, whatever root gets."""
+
+    def attempt() -> None:
+        become_ordinary()
+        enter_user_namespace()
+
+    try:
+        forked(attempt)
+    except ContainerError as error:
+        not_offered("user_ns", str(error))
+
+
+@pytest.fixture(params=[pytest.param("root", marks=pytest.mark.requires("root")), "user"])
+def who(request: pytest.FixtureRequest) -> Who:
+    """Root, then an ordinary user."""
+    if request.param == "user":
+        request.getfixturevalue("user_namespaces")
+    return Who(request.param)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory below /tmp that everybody may reach and write."""
+    with tempfile.TemporaryDirectory(prefix="namespaces-", dir="/tmp") as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    """This machine, tried once for all tests; its cgroup is there before the first of them."""
+    found = Host()
+    found.capability("cgroup")
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=[pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
+def lab(request: pytest.FixtureRequest, host: Host) -> Iterator[Lab]:
+    """Each backend in turn; nothing of it may stay open in this process."""
+    found = Lab(host, choose(host, request.param))
+    found.warm_up()
+    before = descriptors()
+    yield found
+    assert descriptors() == before, "descriptors were left open"

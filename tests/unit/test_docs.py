@@ -1,0 +1,41 @@
+"""What the documentation says in tables is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pytest_cgroup._outcome import Leak, Outcome, Usage, to_record
+from pytest_cgroup._spec import FIELDS, spec_table
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def first_column(page: str) -> list[str]:
+    """The code words that begin the rows of the tables of *page*."""
+    return re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+
+
+def test_every_key_of_the_json_lines_is_documented_and_no_other() -> None:
+    page = (DOCS / "reference" / "usage-json.md").read_text(encoding="utf-8")
+    leak = Leak(pid=1, argv=(), cwd=None, age_seconds=None, rss_bytes=None, owner=None, status=None)
+    outcome = Outcome(
+        ended="exit",
+        exit_code=0,
+        signal=None,
+        usage=Usage(),
+        leaks=(leak,),
+        backend="cgroup",
+        limits={},
+        phase=None,
+        message=None,
+        stack=None,
+    )
+    record = to_record("test_it.py::test", outcome)
+    assert set(record) == set(first_column(page))
+    assert isinstance(record["leaks"], list)
+    assert set(record["leaks"][0]) == set(re.findall(r"`(\w+)`", page.partition("objects with ")[2].partition("|")[0]))
+
+
+def test_every_field_is_in_the_table_once() -> None:
+    assert first_column(spec_table()) == [field.name for field in FIELDS]
