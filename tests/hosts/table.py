@@ -1,0 +1,71 @@
+"""The named hosts that the project promises to work on, and what each of them offers.
+
+No guest here offers cpuset, pressure figures or more than one CPU: user-mode Linux has none of them.  io_weight wants
+an I/O scheduler or cost model that these kernels lack, and time namespaces are only in the newest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .rig.settings import Settings
+
+NAMESPACES: Final = ("user_ns", "pid_ns", "net_ns", "mount_ns", "ipc_ns", "uts_ns", "cgroup_ns")
+V2: Final = (
+    *("cgroup", "kill", "freeze", "memory", "swap", "memory_high", "oom_group"),
+    *("pids", "cpu", "cpu_weight", "io"),
+)
+V1: Final = ("cgroup", "memory", "swap", "pids", "cpu", "cpu_weight", "io")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """``offers``: what must work there, so that a skip for the want of it is a failure.  ``fast``: part of every run
+    of the continuous integration."""
+
+    settings: Settings
+    offers: tuple[str, ...]
+    fast: bool = False
+
+
+HOSTS: Final[dict[str, Host]] = {
+    "v2-root": Host(
+        settings=Settings(kernel="uml-6.12"),
+        offers=("root", *V2, *NAMESPACES),
+    ),
+    "v2-systemd-root": Host(
+        settings=Settings(kernel="uml-6.12", init="systemd"),
+        offers=("root", *V2, *NAMESPACES),
+    ),
+    "v2-systemd-user-scope": Host(
+        settings=Settings(kernel="uml-6.12", init="systemd", user="tester"),
+        offers=(*V2, *NAMESPACES),
+        fast=True,
+    ),
+    "v2-systemd-user-session": Host(  # may write no cgroup: namespaces and the process table are all there is
+        settings=Settings(kernel="uml-6.12", init="systemd", user="tester", place="session"),
+        offers=NAMESPACES,
+    ),
+    "v2-oldest": Host(
+        settings=Settings(kernel="uml-6.1", init="systemd", user="tester"),
+        offers=(*V2, *NAMESPACES),
+    ),
+    "v2-newest": Host(
+        settings=Settings(kernel="uml-7.2", init="systemd"),
+        offers=("root", *V2, *NAMESPACES, "time_ns", "privileged"),
+        fast=True,
+    ),
+    "v1-root": Host(
+        settings=Settings(kernel="uml-6.1", cgroup="v1"),
+        offers=("root", *V1, *NAMESPACES),
+    ),
+    "hybrid-root": Host(
+        settings=Settings(kernel="uml-6.1", cgroup="hybrid"),
+        offers=("root", *V1, "kill", "freeze", *NAMESPACES),
+    ),
+    "py313": Host(
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester"),
+        offers=(*V2, *NAMESPACES),
+    ),
+}
