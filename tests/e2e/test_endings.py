@@ -43,6 +43,7 @@ ENDINGS = {
         "oom",
     ),
 }
+ROOMY = {"timeout": "timeout=60", "cpu-time": "cpu_time=60", "pids": "pids=100"}
 each = pytest.mark.parametrize(
     "ending",
     [
@@ -105,7 +106,8 @@ def test_it():
 
 @pytest.mark.requires("memory", "pids")
 def test_expect_fails_what_ends_otherwise(pytester: pytest.Pytester) -> None:
-    cases = {**{e.expect: e.given for e in ENDINGS.values()}, "pids": "pids=100"}
+    # Limits that no slow machine meets by telling of a failure.
+    cases = {**{e.expect: e.given for e in ENDINGS.values()}, **ROOMY}
     source = "".join(
         f"""
 @contained(expect={expect!r}, {given})
