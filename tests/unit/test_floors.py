@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("_syscalls", "_wire", "_process", "_kernel_text", "_cgroup_v1", "_cgroup", "_placement", "_steps"),
         *("_identity", "_namespaces", "_host", "_reaper"),
     ),
-    ("_guard", "_backends", "_container", "_daemon", "_recover"),
+    ("_guard", "_backends", "_entry", "_container", "_daemon", "_recover"),
     (
         *("hookspecs", "_seam", "_coverage", "_output", "_config", "_inside", "_workshop", "_verdict", "_report"),
         *("_judge", "_contained", "_runner"),
