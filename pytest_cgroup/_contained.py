@@ -217,6 +217,8 @@ class Contained:
             del vars(self.item)[name]
         _close(self._pipe, self._stacks, self._go)
         inside = self.workshop.inside = Inside(self.item, self.workshop.output, pipe, stacks, go, self._hooks)
+        if self.container is not None:
+            inside.part = self.container.tree.part
         try:
             inside.begin()
         except BaseException as error:  # or this would go on as a second pytest

@@ -24,6 +24,8 @@ from ._process import family, own_zombies
 from ._wire import encode, sanitise
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._output import Output
 
 #: the parent asks for the Python stacks with this signal before it kills; a test has no use for it
@@ -61,6 +63,8 @@ class Inside:
         self._warned = 0
         self._warnings: list[warnings.WarningMessage] | None = None
         self._stacks = stacks
+        #: called when everything is told
+        self.part: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
         """Part with what is the parent's: its finalizers, capture files, warnings, and those who listen to reports."""
@@ -199,6 +203,7 @@ class Inside:
             shouldstop=session.shouldstop if isinstance(session.shouldstop, str) else None,
             shouldfail=session.shouldfail if isinstance(session.shouldfail, str) else None,
         )
+        self.part()
         os._exit(0)
 
     def flush(self) -> None:

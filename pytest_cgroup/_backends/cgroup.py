@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from typing import TYPE_CHECKING
 
 from .. import _cgroup_v1 as v1
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _PERIOD_USEC = 100_000
 #: v1 controllers that every container joins, for the numbers alone
 _MEASURED = frozenset(("memory", "pids", "blkio"))
+#: how soon after one process moved between cgroups the next can move without waiting, at the least; in seconds
+_GRACE_PERIOD_SECONDS = 0.005
 _V1_OF_FIELD = {"cpu": "cpu", "cpu_weight": "cpu", "cpuset": "cpuset"}
 
 
@@ -88,6 +91,7 @@ class CgroupTree:
         self.limits: dict[str, str] = {}
         self.oom_fd: int | None = None
         self._procs = cgroup.open_procs()
+        self._joined: tuple[float, int] | None = None
 
     def limit(self, spec: Spec, *, swap: bool) -> None:
         """Set every limit of *spec*, each read back; what the kernel rounded is kept as what is in force."""
@@ -121,7 +125,16 @@ class CgroupTree:
     def join(self) -> None:
         for fd in self._procs:
             os.write(fd, b"0")
+        if self.cgroup.unified:
+            first = self._procs.pop(0)
+            self._joined = time.monotonic(), first
         self._close_procs()
+
+    def part(self) -> None:
+        joined, self._joined = self._joined, None
+        if joined is not None and time.monotonic() - joined[0] < _GRACE_PERIOD_SECONDS:
+            with contextlib.suppress(OSError):
+                os.write(joined[1], b"0")
 
     def _close_procs(self) -> None:
         for fd in self._procs:
