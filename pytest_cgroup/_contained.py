@@ -341,6 +341,7 @@ class Contained:
         config = self.workshop.config
         for warning in message.get("warnings") or ():
             _record_warning(self.item, warning)
+        _seam.give_junit(self.item, message.get("junit") or {})
         if self._debugging:
             self._set_debugging(False)
         if "report" in message:
