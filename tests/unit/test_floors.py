@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_guard", "_backends", "_container", "_daemon", "_recover"),
     (
         *("hookspecs", "_seam", "_coverage", "_output", "_config", "_inside", "_workshop", "_verdict", "_report"),
-        *("_judge", "_contained", "_runner"),
+        *("_judge", "_contained", "_frames", "_runner"),
         *("_leaks", "_session", "_xdist", "plugin"),
     ),
 )
