@@ -154,6 +154,7 @@ class Container:
 
     def _enter(self, namespaces: Namespaces, status: int, *, user: bool) -> None:
         """In the first process, before anything else: all of it, or exit. Fails closed."""
+        asked = namespaces_asked(self.spec)
         try:
             self.tree.join()
             if user:
@@ -165,6 +166,8 @@ class Container:
                 drop_privileges(self.spec.user, self.spec.group, bool(self.spec.no_new_privs))
                 if self.backend.needs_reaper:
                     _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
+            if os.getuid() != 0 and not self.spec.user_ns and self._host.needs_user_namespace(asked):
+                _syscalls.clear_capabilities()  # nobody asked for those of the user namespace, and no execve keeps them
         except BaseException as error:
             what = str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}"
             tell(status, error=what[:3000])
