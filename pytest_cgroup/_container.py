@@ -220,10 +220,9 @@ class Container:
             if self._wait_status is None:
                 self._orphaned()
             return False
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(fd)
+        own = self.tree.out_of_memory()
         if self.spec.oom_group:
-            if self.tree.out_of_memory():
+            if own:
                 self._kill_for("oom")
             else:  # a cgroup above ran out, and the kernel's choice, which comes next, may be in here
                 self._suspect_until = time.monotonic() + 1.0
