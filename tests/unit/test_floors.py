@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pytest_cgroup"
 
 # A module imports from the modules before it on its own floor, and from lower floors.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("exceptions", "_units", "_spec", "_outcome"),
+    ("exceptions", "_units", "_values", "_spec", "_outcome"),
     (
         *("_syscalls", "_wire", "_process", "_kernel_text", "_cgroup_v1", "_cgroup", "_placement", "_steps"),
         *("_identity", "_namespaces", "_host", "_reaper"),
