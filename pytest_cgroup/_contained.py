@@ -417,7 +417,7 @@ class Contained:
         container, self.container = self.container, None
         if container is None:
             return
-        zombies = tuple(pid for pid in self._end.get("zombies") or () if isinstance(pid, int))
+        zombies = {pid: str(name) for pid, name in self._told_of_pids("zombies").items()}
         try:
             outcome = container.destroy(owner=self.item.nodeid, zombies=zombies, family=self._family())
         finally:
@@ -438,10 +438,13 @@ class Contained:
 
     def _family(self) -> dict[int, tuple[str, ...]]:
         """Who started whom, as the child told; in a pid namespace of its own it knows other numbers than we do."""
-        told = self._end.get("family")
-        if self.spec.pid_ns or not isinstance(told, dict):
+        if self.spec.pid_ns:
             return {}
-        return {int(pid): tuple(map(str, above)) for pid, above in told.items() if pid.isdigit()}
+        return {pid: tuple(map(str, above)) for pid, above in self._told_of_pids("family").items()}
+
+    def _told_of_pids(self, what: str) -> dict[int, Any]:
+        told = self._end.get(what)
+        return {int(pid): one for pid, one in told.items() if pid.isdigit()} if isinstance(told, dict) else {}
 
     def abort(self) -> None:
         """Whatever happened: no container outlives its item."""
