@@ -18,16 +18,16 @@ def leave_out_own_frames(call: pytest.CallInfo[Any]) -> None:
 
     The test's own code may well call us, and where it is we who raised, the frames say where.
     """
-    if call.excinfo is None:
+    last: types.TracebackType | None = getattr(call.excinfo, "tb", None)
+    if last is None:  # nothing was raised, or, as where a report came home, it was not raised here
         return
     above = []
-    entry = call.excinfo.tb.tb_next
+    entry = last.tb_next
     while entry is not None and _package(entry) in _ABOVE_A_TEST:
         above.append(entry)
         entry = entry.tb_next
     if entry is None and above and _package(above[-1]) == _US:
         return
-    last = call.excinfo.tb
     for entry in above:
         if _package(entry) == _US:
             last.tb_next = entry.tb_next
