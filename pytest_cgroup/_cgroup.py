@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _cgroup_v1 as v1
+from ._kernel_files import read_file, write_file
 from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
 from ._outcome import Usage
 from ._process import SIGKILL, signal_members, wait_gone
@@ -52,28 +53,6 @@ def refused(what: str, error: OSError, *, path: str, operation: str, value: obje
         errno=error.errno,
         remedy=_REMEDY.get(error.errno or 0),
     )
-
-
-def read_file(path: str) -> str:
-    """The whole text of a kernel file, by one open and unbuffered reads (a pseudo file has no size to trust)."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = os.read(fd, 65536)
-        if len(text) >= 4096:  # a seq_file hands out a page at a time
-            while more := os.read(fd, 65536):
-                text += more
-    finally:
-        os.close(fd)
-    return text.decode()
-
-
-def write_file(path: str, value: str) -> None:
-    """One unbuffered write: buffered I/O would report a refusal at close, or never."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
 
 
 class Cgroup:

@@ -91,15 +91,18 @@ class Child:
     @property
     def family(self) -> dict[int, tuple[str, ...]]:
         """Who started whom, as it told; in a pid namespace of its own it knows other numbers than we do."""
-        told = self.end.get("family")
-        if self.container.spec.pid_ns or not isinstance(told, dict):
+        if self.container.spec.pid_ns:
             return {}
-        return {int(pid): tuple(map(str, above)) for pid, above in told.items() if pid.isdigit()}
+        return {pid: tuple(map(str, above)) for pid, above in self._told_of_pids("family").items()}
 
     @property
-    def zombies(self) -> tuple[int, ...]:
-        """The processes that it has not waited for, as it told."""
-        return tuple(pid for pid in self.end.get("zombies") or () if isinstance(pid, int))
+    def zombies(self) -> dict[int, str]:
+        """The processes that it has not waited for, as it told, by pid the name of the program."""
+        return {pid: str(name) for pid, name in self._told_of_pids("zombies").items()}
+
+    def _told_of_pids(self, what: str) -> dict[int, Any]:
+        told = self.end.get(what)
+        return {int(pid): one for pid, one in told.items() if pid.isdigit()} if isinstance(told, dict) else {}
 
     def log_subtests(self) -> None:
         """Log the reports that came beside those of the phases."""
@@ -207,6 +210,7 @@ class Child:
         config = self.item.config
         for warning in message.get("warnings") or ():
             _record_warning(self.item, warning)
+        _seam.give_junit(self.item, message.get("junit") or {})
         if self._debugging:
             self._set_debugging(False)
         if "report" in message:

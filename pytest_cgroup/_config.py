@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +97,14 @@ def add_options(parser: pytest.Parser) -> None:
 def _count(text: str) -> int:
     if text.isascii() and text.isdecimal():
         return int(text)
-    hint = f"; that is a path: write --resource-usage=N {text}" if os.path.exists(text) else ""
+    hint = f"; that is a path: write --resource-usage=N {shlex.quote(text)}" if _is_path(text) else ""
     raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on{hint}")
+
+
+def _is_path(text: str) -> bool:
+    """Whether *text* can only be meant as what to test, a path or a node id: an option's value need not be given."""
+    path, node, _ = text.partition("::")
+    return os.path.exists(path) or ("=" not in path and bool(node or os.sep in path or path.endswith(".py")))
 
 
 def setting(config: pytest.Config, name: str) -> tuple[str | None, str]:
@@ -153,12 +160,15 @@ def _one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> str:
 
 def _layers(config: pytest.Config) -> tuple[Layer, ...]:
     asked = (("ini contained", config.getini("contained")), ("--contained", config.getoption("contained")))
-    if (path := config.getoption("contained")) and "=" not in path and os.path.exists(path):
-        raise pytest.UsageError(f"--contained took {path!r} for its SPEC: write --contained= {path}")
     try:
         layers = tuple((where, parse_text(str(text), where)) for where, text in asked if text is not None)
         check_here(merged(layers), layers)
     except CgroupError as error:
+        if (text := config.getoption("contained")) and _is_path(text):
+            raise pytest.UsageError(
+                f"--contained took {text!r} for its SPEC, and that is a path: "
+                f"write --contained= {shlex.quote(text)}, or the path before --contained"
+            ) from error
         raise pytest.UsageError(str(error)) from error
     return layers
 

@@ -177,10 +177,9 @@ class Container:
             if self._wait_status is None:
                 self._orphaned()
             return False
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(fd)
+        own = self.tree.out_of_memory()
         if self.spec.oom_group:
-            if self.tree.out_of_memory():
+            if own:
                 self._kill_for("oom")
             else:  # a cgroup above ran out, and the kernel's choice, which comes next, may be in here
                 self._suspect_until = time.monotonic() + 1.0
@@ -340,14 +339,14 @@ class Container:
         self,
         *,
         owner: str | None = None,
-        zombies: tuple[int, ...] = (),
+        zombies: Mapping[int, str] = MappingProxyType({}),
         family: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
     ) -> Outcome:
         """Name what is left, kill everything, wait until it is gone, measure, remove. Idempotent: one outcome.
 
         Args:
             owner: what the processes left behind are said to belong to.
-            zombies: pids that the first process said it had not waited for.
+            zombies: what the first process said it had not waited for, by pid the name of the program.
             family: the parents of each of its descendants, as it saw them just before it ended.
         """
         if self._outcome is not None:
@@ -383,7 +382,7 @@ class Container:
             exit_code=code,
             signal=number,
             usage=usage,
-            leaks=tuple(leaks) + tuple(_zombie(pid, owner) for pid in zombies),
+            leaks=tuple(leaks) + tuple(_zombie(pid, name, owner) for pid, name in zombies.items()),
             backend=self.backend.name,
             not_enforced=self.backend.weaker(self.spec),
             limits=self._limits(),
@@ -431,5 +430,5 @@ class Container:
         self._pidfd = self._status = None
 
 
-def _zombie(pid: int, owner: str | None) -> Leak:
-    return Leak(pid=pid, argv=(), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="zombie")
+def _zombie(pid: int, name: str, owner: str | None) -> Leak:
+    return Leak(pid=pid, argv=(f"[{name}]",), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="zombie")

@@ -88,6 +88,8 @@ def enter(spec: Spec, shape: Shape, join: Callable[[], None], *, keep: tuple[str
             drop_privileges(spec.user, spec.group, bool(spec.no_new_privs))
             if shape.reaper:
                 _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
+        if shape.user_ns and not spec.user_ns and os.getuid() != 0:
+            _syscalls.clear_capabilities()  # nobody asked for those of the user namespace, and no execve keeps them
     except BaseException as error:
         what = str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}"
         tell(status, error=what[:3000])

@@ -71,6 +71,7 @@ class Inside:
         item, config = self.item, self.item.config
         os.set_blocking(self._pipe, False)  # a test that writes into what it does not know gets an error, and no hang
         _seam.forget_outer_finalizers(item)
+        _seam.take_junit(item)  # it is told already
         _seam.capture_into(config, self._output.files, self._output.snap)
         faulthandler.enable(file=self._stacks, all_threads=True)
         faulthandler.register(DUMP_SIGNAL, file=self._stacks, all_threads=True, chain=False)
@@ -129,6 +130,8 @@ class Inside:
         if os.getpid() != self._pid:  # the test forked, and its child came back up to here
             os.write(2, b"pytest-cgroup: a process that the test forked returned into pytest; it was ended\n")
             os._exit(70)
+        if junit := _seam.take_junit(self.item):
+            message["junit"] = junit
         try:
             data = encode(message)
         except (TypeError, ValueError, RecursionError):

@@ -20,8 +20,9 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
-from ._cgroup import PREFIX, Cgroup, read_file, refused, write_file
+from ._cgroup import PREFIX, Cgroup, refused
 from ._cgroup_v1 import adopt_cpuset
+from ._kernel_files import read_file, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership
 from ._process import ProcessId
 from .exceptions import ContainerError

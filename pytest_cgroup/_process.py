@@ -108,9 +108,12 @@ def has_children() -> bool:
     return True
 
 
-def own_zombies() -> list[int]:
-    """The pids of this process's own children that have ended and that nobody waited for; they are left as they are."""
-    return [pid for pid in children() if is_zombie(pid)] if has_children() else []
+def own_zombies() -> dict[int, str]:
+    """This process's own children that have ended and that nobody waited for, with what the kernel still calls them.
+
+    That is the name of the program, without its arguments (proc_pid_comm(5)). They are left as they are.
+    """
+    return {pid: _comm(pid) for pid in children() if is_zombie(pid)} if has_children() else {}
 
 
 def family() -> dict[int, list[str]]:
@@ -126,11 +129,15 @@ def family() -> dict[int, list[str]]:
 
 
 def _named(pid: int) -> str:
+    return f"{_comm(pid)}[{pid}]"
+
+
+def _comm(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
-            return f"{f.read().strip()}[{pid}]"
+            return f.read().strip()
     except OSError:
-        return f"?[{pid}]"
+        return "?"
 
 
 def pidfd_open(pid: int) -> int | None:

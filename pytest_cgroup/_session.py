@@ -98,7 +98,13 @@ class Session:
         """The table of what was used, and what was killed."""
         from ._report import summary
 
-        summary(reporter, self.settings.most)
+        summary(reporter, self.settings.most, self._rung_of_workers)
+
+    def _rung_of_workers(self, used: set[str]) -> str | None:
+        """The rung, where workers collected, and so no line at the start could know that it would matter."""
+        if self._backend is not None and used == {self._backend.name}:
+            return self._say()
+        return None if self._said else f"contained: {', '.join(sorted(used))}"  # a worker is another host, perhaps
 
     def close(self) -> None:
         """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""

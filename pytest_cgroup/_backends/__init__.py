@@ -72,7 +72,7 @@ class Tree(Protocol):
         """Whether a limit that this backend only watches is exceeded now."""
 
     def out_of_memory(self) -> bool:
-        """Asked when `oom_fd` is readable: whether it is this container that ran out."""
+        """Asked when `oom_fd` is readable, and then it no longer is: whether it is this container that ran out."""
 
     def oom(self) -> str | None:
         """``"oom"``, ``"oom-ancestor"`` or None: what the counters say of an OOM kill in it."""

@@ -67,7 +67,7 @@ class Result:
     def table(self) -> list[str]:
         """The lines of the usage table, its head first; [] without one."""
         match = re.search(r"^=+ contained tests[^\n]* =+\n(.*?)(?=^=)", self.text, re.MULTILINE | re.DOTALL)
-        return match[1].splitlines() if match else []
+        return [line for line in match[1].splitlines() if not line.startswith("contained: ")] if match else []
 
 
 def command(arguments: Iterable[str | os.PathLike[str]], python: str = sys.executable) -> list[str]:

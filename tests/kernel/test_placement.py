@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import pytest
 
 from pytest_cgroup._backends import choose
-from pytest_cgroup._cgroup import Cgroup, write_file
+from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
+from pytest_cgroup._kernel_files import write_file
 from pytest_cgroup._kernel_text import CgroupMount
 from pytest_cgroup._placement import LEAF, Placement, own_directory
 from pytest_cgroup.exceptions import ContainerError
