@@ -115,9 +115,8 @@ def test_under_xdist_the_summary_names_the_rung_once(pytester: pytest.Pytester, 
 
 def test_under_xdist_a_worker_that_is_another_host_is_named(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("""
-import os
 def pytest_configure(config):
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(config, "workerinput"):
         from pytest_cgroup import _session, plugin
         config.stash[plugin.session_key].settings.backend = "process"
     else:
