@@ -35,17 +35,27 @@ class ProcessBackend:
     name = "process"
     needs_reaper = True
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, asked_for: bool = False) -> None:
         self.host = host
+        self._asked_for = asked_for
 
     def describe(self) -> str:
-        return f"process table, no cgroup (memory is watched, not limited; can't enforce: {', '.join(_UNENFORCEABLE)})"
+        lacking = ", ".join(_UNENFORCEABLE)
+        return (
+            f"process table, no cgroup: {self._why.reason} (memory is watched, not limited; can't enforce: {lacking})"
+        )
+
+    @property
+    def _why(self) -> Missing:
+        """Why there is no cgroup. Who asked for this backend wants none tried."""
+        cgroup = None if self._asked_for else self.host.capability("cgroup")
+        if cgroup is None or cgroup.offered:
+            return Missing("the process backend was asked for", "use --cgroup-backend=auto")
+        return Missing(cgroup.reason, cgroup.remedy)
 
     def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
         lacking = missing_namespaces(self.host, spec) + missing_identity(spec)
-        cgroup = self.host.capability("cgroup")
-        why = cgroup.reason or "the process backend was asked for"
-        remedy = cgroup.remedy or "use --cgroup-backend=auto"
+        why, remedy = self._why.reason, self._why.remedy
         for field in _UNENFORCEABLE:
             value = getattr(spec, field)
             if value is None or value == () or value == {} or (field == "swap" and value == 0):

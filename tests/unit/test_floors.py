@@ -17,9 +17,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("exceptions", "_units", "_spec", "_outcome"),
     (
         *("_syscalls", "_wire", "_process", "_kernel_text", "_cgroup_v1", "_cgroup", "_placement", "_steps"),
-        *("_identity", "_namespaces", "_host", "_reaper"),
+        *("_identity", "_namespaces", "_environment", "_remedies", "_host", "_reaper"),
     ),
-    ("_guard", "_backends", "_container", "_daemon", "_recover"),
+    ("_guard", "_backends", "_doctor", "_container", "_daemon", "_recover"),
     (
         *("hookspecs", "_seam", "_coverage", "_output", "_config", "_inside", "_workshop", "_verdict", "_report"),
         *("_judge", "_contained", "_runner"),
