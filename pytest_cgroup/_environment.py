@@ -141,12 +141,13 @@ def recognise(root: str = "/", environ: Mapping[str, str] | None = None, system:
     files = _Files(root)
     mounts = list(_mounts(files.text("proc/self/mountinfo")))
     uid = _uid(files.text("proc/self/status"))
+    kernel = files.text("proc/sys/kernel/osrelease").strip()
     container = _container(files, environ, mounts)
     booted = os.path.isdir(files.path("run/systemd/system"))
     session, unit = _session(files.text("proc/self/cgroup")) if booted else (None, None)
     return replace(
         found,
-        kernel=(kernel := files.text("proc/sys/kernel/osrelease").strip()) or None,
+        kernel=kernel or None,
         distribution=_distribution(files),
         libc=_libc(files.text("proc/self/maps")),
         container=container,

@@ -178,7 +178,8 @@ class Host:
         direct, through_user = self._refused, _refusals(user=True)
         missing = {}
         if lacking := [refusal.why for refusal in direct.values() if refusal.privilege]:
-            missing["privileged"] = Missing(lacking[0], "run as root")
+            without = "root may not do this here: in a container it takes `--privileged`"
+            missing["privileged"] = Missing(lacking[0], without if os.geteuid() == 0 else "run as root")
         for name in ("user_ns", *direct):
             if refusal := through_user.get(name) or through_user.get("user_ns"):
                 missing[name] = Missing(refusal.why, self._namespace_remedy(name, refusal))

@@ -17,7 +17,8 @@ _PYTEST = "python -m pytest"
 def for_cgroup(where: Environment, reason: str) -> str:
     """How to be given a cgroup to write in, which was refused for *reason*."""
     if where.container is not None:
-        return _in_container(where)
+        root_only = "EACCES" in reason and where.uid != 0
+        return "run pytest as root in the container: the cgroup is root's" if root_only else _in_container(where)
     if where.chroot:
         return "make the host's cgroups visible in the chroot: `mount --rbind /sys/fs/cgroup CHROOT/sys/fs/cgroup`"
     if where.wsl == 1:
@@ -58,7 +59,8 @@ def _on_systemd(where: Environment) -> str:
 
 
 def _own_scope(where: Environment) -> str:
-    runtime = "" if where.session in ("user-scope", "user-service") else f"XDG_RUNTIME_DIR=/run/user/{where.uid} "
+    of_the_user = where.user_bus and where.session in ("user-scope", "user-service", "login")
+    runtime = "" if of_the_user else f"XDG_RUNTIME_DIR=/run/user/{where.uid} "
     return f"{runtime}systemd-run --user --scope -p Delegate=yes {_PYTEST}"
 
 

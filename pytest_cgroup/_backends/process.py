@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .._spec import Spec
 
 _UNENFORCEABLE = ("swap", "memory_high", "pids", "cpu", "cpu_weight", "io", "io_weight", "controls")
-_REASON = {
-    "pids": "needs a cgroup, and RLIMIT_NPROC is no substitute: it counts all processes of the user",
+_NEEDS = {
+    "pids": "needs a cgroup, and RLIMIT_NPROC is no substitute (it counts all processes of the user)",
 }
 _WATCH_SECONDS = 0.05
 
@@ -60,7 +60,7 @@ class ProcessBackend:
             value = getattr(spec, field)
             if value is None or value == () or value == {} or (field == "swap" and value == 0):
                 continue
-            lacking.append((field, Missing(_REASON.get(field, f"needs a cgroup: {why}"), remedy)))
+            lacking.append((field, Missing(f"{_NEEDS.get(field, 'needs a cgroup')}: {why}", remedy)))
         if spec.memory is not None and not spec.oom_group:
             lacking.append(
                 ("oom_group", Missing("memory is watched here, and over its limit the whole tree ends", remedy))

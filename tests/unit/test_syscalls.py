@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import signal
@@ -34,6 +35,34 @@ def test_the_constants_are_pythons() -> None:
     assert known or sys.version_info < (3, 12)
     same = ("RDONLY", "NOSUID", "NODEV", "NOEXEC", "NOATIME", "NODIRATIME")  # statvfs says these with mount's bits
     assert [name for name in same if getattr(os, f"ST_{name}") != getattr(sc, f"MS_{name}")] == []
+
+
+#: what musl 1.2 exports of what this module could want; a wrapper that glibc alone has would fail on Alpine at first use
+OF_MUSL = {
+    *("unshare", "setns", "mount", "umount", "umount2", "prctl", "capget", "capset", "syscall", "clone", "chroot"),
+    *("pivot_root", "ptrace", "personality", "sethostname", "signalfd", "eventfd", "epoll_create1", "fanotify_init"),
+}
+
+
+def test_only_functions_that_musl_has_are_used() -> None:
+    tree = ast.parse(Path(sc.__file__).read_text(encoding="utf-8"))
+    (prototypes,) = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Dict)
+        and ast.unparse(node.targets[0]) == "prototypes"
+    ]
+    declared = {ast.literal_eval(key) for key in prototypes.keys if key is not None}
+    used = {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "_libc()"
+    }
+    assert used <= {*declared, "syscall"}
+    assert declared <= OF_MUSL
+    loads = [
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and "CDLL" in ast.unparse(node.func)
+    ]
+    assert loads == ["ctypes.CDLL(None, use_errno=True)"], "libc.so.6 is glibc's name for it"
 
 
 MISSING = "/no such place"
