@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,9 @@ def _layers(config: pytest.Config) -> tuple[Layer, ...]:
         raise pytest.UsageError(f"--contained took {path!r} for its SPEC: write --contained= {path}")
     try:
         layers = tuple((where, parse_text(str(text), where)) for where, text in asked if text is not None)
-        check_here(merged(layers), layers)
+        spec = merged(layers)
+        if sys.platform == "linux":
+            check_here(spec, layers)
     except CgroupError as error:
         raise pytest.UsageError(str(error)) from error
     return layers
@@ -228,13 +231,16 @@ def check_here(spec: Spec, layers: tuple[Layer, ...]) -> None:
             raise SpecError(field, getattr(spec, field), why, where=_where(field, layers)) from error
 
 
-def decide(item: pytest.Item, settings: Settings, backend: Backend) -> None:
-    """Stash what *item* is to run with, or why it can't."""
+def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> None:
+    """Stash what *item* is to run with, or why it can't. No *backend*: this is not Linux."""
     try:
         layers = (*settings.layers, *marker_layers(item))
         spec = merged(layers)
     except SpecError as error:
         item.stash[trouble_key] = Trouble(str(error))
+        return
+    if backend is None:
+        lacks(item, settings, "everything: tests are contained on Linux only (run them there)")
         return
     try:
         spec = spec.resolve(_total_memory())
