@@ -54,16 +54,20 @@ class Capability:
 
 
 class Host:
-    """This machine, as this process may use it. `close` gives back what trying needed."""
+    """This machine, as this process may use it. `close` gives back what trying needed.
 
-    def __init__(self, base: str | None = None) -> None:
-        self._base = base
+    The arguments are `Placement`'s.
+    """
+
+    def __init__(self, base: str | None = None, *, scope: bool = True, take_over: bool = False) -> None:
+        self._placed = (base, scope, take_over)
         self._known: dict[str, Capability] = {}
 
     @cached_property
     def placement(self) -> Placement:
         """The session's cgroup, made on first use."""
-        placement = Placement(self._base)
+        base, scope, take_over = self._placed
+        placement = Placement(base, scope=scope, take_over=take_over)
         if sys.platform == "linux":
             placement.open()
         else:

@@ -145,7 +145,7 @@ def choose(host: Host, name: str = "auto") -> Backend:
     from .process import ProcessBackend
 
     if name == "process":
-        return ProcessBackend(host)
+        return ProcessBackend(host, by_name=True)
     cgroup = host.capability("cgroup")
     if cgroup.offered:
         return CgroupBackend(host)

@@ -35,17 +35,18 @@ class ProcessBackend:
     name = "process"
     needs_reaper = True
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, by_name: bool = False) -> None:
         self.host = host
+        self._by_name = by_name
 
     def describe(self) -> str:
         return f"process table, no cgroup (memory is watched, not limited; can't enforce: {', '.join(_UNENFORCEABLE)})"
 
     def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
         lacking = missing_namespaces(self.host, spec) + missing_identity(spec)
-        cgroup = self.host.capability("cgroup")
-        why = cgroup.reason or "the process backend was asked for"
-        remedy = cgroup.remedy or "use --cgroup-backend=auto"
+        why, remedy = "the process backend was asked for", "use --cgroup-backend=auto"
+        if not self._by_name and not (cgroup := self.host.capability("cgroup")).offered:
+            why, remedy = cgroup.reason, cgroup.remedy
         for field in _UNENFORCEABLE:
             value = getattr(spec, field)
             if value is None or value == () or value == {} or (field == "swap" and value == 0):

@@ -14,8 +14,8 @@ import pytest
 from pytest_cgroup._backends import choose
 from pytest_cgroup._cgroup import Cgroup, write_file
 from pytest_cgroup._host import Host
-from pytest_cgroup._kernel_text import CgroupMount
-from pytest_cgroup._placement import LEAF, Placement, own_directory
+from pytest_cgroup._kernel_text import CgroupMount, own_directory
+from pytest_cgroup._placement import LEAF, Placement
 from pytest_cgroup.exceptions import ContainerError
 from tests.kernel.contain import Lab, nothing
 from tests.kernel.forked import become_ordinary, forked
