@@ -121,13 +121,15 @@ def enter_scope(manager: Manager) -> None:
         if answer.returncode != 0:
             why = " ".join(answer.stderr.split()) or f"busctl ended with {answer.returncode}"
             raise NotOffered(f"systemd refused a scope: {why}", remedy=by_hand)
-        job = answer.stdout.split()[-1].strip('"')
+        job = answer.stdout.rpartition(" ")[2].strip().strip('"')  # o "/org/freedesktop/systemd1/job/20"
         # There is no event to wait for short of a connection of our own; the job is nearly always gone at once.
         while _run([*command, "get-property", _BUS_NAME, job, f"{_BUS_NAME}.Job", "State"], deadline).returncode == 0:
             time.sleep(0.02)
-    except (OSError, IndexError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
         if not _is_in(unit):
-            raise NotOffered(f"systemd gave no scope in {TIMEOUT_SECONDS:g} s: {error}", remedy=by_hand) from error
+            raise NotOffered(f"systemd gave no scope in {TIMEOUT_SECONDS:g} s", remedy=by_hand) from error
+    except OSError as error:
+        raise NotOffered(f"{busctl} can't be run: {error.strerror}", remedy=by_hand) from error
     if not _is_in(unit):
         raise NotOffered(f"systemd started {unit}, but did not move pytest there", remedy=by_hand)
 
