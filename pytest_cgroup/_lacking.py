@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ HOW = "run pytest where it may write a cgroup: `systemd-run --user --scope -p De
 OWN_SCOPE = "start pytest in a scope of its own: `systemd-run --user --scope -p Delegate=yes pytest`"
 TAKE_OVER = "--cgroup-take-over has pytest move them into a cgroup of their own, for as long as it runs"
 SCOPE_OFF = "leave out --cgroup-scope=no, and pytest asks systemd for a scope of its own"
+#: remedies that a scope of pytest's own is one of
+GENERAL = (HOW, OWN_SCOPE)
 _ALL = "Delegate=cpu cpuset io memory pids"
 
 
@@ -29,8 +32,10 @@ class Missing:
 
 
 def from_refusal(trouble: ContainerError, remedy: str) -> Missing:
-    """The kernel's refusal; *remedy* where it says none by itself."""
-    found, trouble.remedy = trouble.remedy or remedy, None
+    """The kernel's refusal; with *remedy* for want of permission, or where there is none for it."""
+    found, trouble.remedy = trouble.remedy, None
+    if found is None or trouble.errno in (errno.EACCES, errno.EPERM, errno.EBUSY):
+        found = remedy
     return Missing(str(trouble), found)
 
 
@@ -68,7 +73,8 @@ def not_shown(mount: CgroupMount) -> Missing:
     if ".." in mount.root.split("/"):
         kind = "cgroup2" if mount.version == 2 else "cgroup"
         reason += ", which was mounted in another cgroup namespace"
-        return Missing(reason, f"mount it anew in this one: `mount -t {kind} none {mount.mount_point}`")
+        point = mount.mount_point
+        return Missing(reason, f"mount it anew in this one: `umount -l {point} && mount -t {kind} none {point}`")
     return Missing(reason, HOW)
 
 

@@ -207,10 +207,11 @@ class Placement:
     def _explain(self, why: NotOffered) -> None:
         """Add to what is missing that a scope would have given it, and why there is none."""
         for name in ("cgroup", "cgroup2") if self.session is None else self._crowded:
-            missing = self.missing.get(name)
-            if missing is not None and missing.remedy != _lacking.TAKE_OVER:
-                reason = f"{missing.reason}; and there is no scope of pytest's own: {why.what}"
-                self.missing[name] = Missing(reason, why.remedy or missing.remedy)
+            if (missing := self.missing.get(name)) is None:
+                continue
+            reason = f"{missing.reason}; and there is no scope of pytest's own: {why.what}"
+            remedies = [] if missing.remedy in _lacking.GENERAL else [missing.remedy]
+            self.missing[name] = Missing(reason, "; or ".join([*remedies, why.remedy or _lacking.OWN_SCOPE]))
 
     def _try_make(self, path: str, what: str) -> str | None:
         try:
