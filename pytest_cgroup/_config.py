@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _DEFAULTS = Spec()
 _BACKENDS = ("auto", "cgroup", "process")
 _MISSING = ("skip", "fail", "warn")
+_SCOPE = ("auto", "no")
+_TAKE_OVER = ("no", "yes")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,17 @@ def add_options(parser: pytest.Parser) -> None:
     option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
     option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
     option(
+        "--cgroup-scope",
+        "whether systemd is asked for a scope of pytest's own where that gives more: auto (default), no",
+        metavar="{auto,no}",
+    )
+    option(
+        "--cgroup-take-over",
+        "in the root of a private cgroup namespace, as a container's, move other processes out of the way",
+        action="store_const",
+        const="yes",
+    )
+    option(
         "--cgroup-missing",
         "what becomes of a test that asks for what this host can't do: skip it (default), fail it, "
         "or warn and run it without",
@@ -117,6 +130,8 @@ class Settings:
         layers: what the ini file and the command line ask of every test, the weaker first; empty if nothing.
         most: how many lines the table of usage may have, 0 for all; None if it was not asked for.
         base: the cgroup to work below, None for pytest's own.
+        scope: whether systemd may be asked for a scope.
+        take_over: whether other processes may be moved, in a private cgroup namespace.
         json: the file to write usage to, None for none.
 
     Raises:
@@ -127,6 +142,8 @@ class Settings:
         self.missing = _one_of(config, "cgroup_missing", _MISSING)
         self.backend = _one_of(config, "cgroup_backend", _BACKENDS)
         self.base = setting(config, "cgroup_base")[0] or None
+        self.scope = _one_of(config, "cgroup_scope", _SCOPE) == "auto"
+        self.take_over = _one_of(config, "cgroup_take_over", _TAKE_OVER) == "yes"
         self.json, self.json_from = setting(config, "resource_usage_json")
         self.layers = _layers(config)
         if self.base is not None and self.backend == "process":

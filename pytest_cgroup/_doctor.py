@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._backends import check_base, choose
+from ._cgroup import PREFIX
 from ._host import LIMIT_FILES, NAMESPACES, TREE_FILES, Capability, Host
 from ._spec import Spec
 from .exceptions import CgroupError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 CAPABILITIES = ("cgroup", *TREE_FILES, *LIMIT_FILES, "privileged", "user_ns", *NAMESPACES)
 BACKENDS = ("auto", "cgroup", "process")
 SCHEMA = 1
+#: the scope that systemd makes for pytest, and what `Placement` says where there is none
+_SCOPE = re.compile(rf"/{PREFIX}[^/]*\.scope/")
+_NO_SCOPE = "; and there is no scope of pytest's own: "
 _OF_CGROUPS = {"cgroup", *TREE_FILES, *LIMIT_FILES}
 _EVERY_LIMIT = Spec(
     memory=2**30,
@@ -124,6 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cgroup-backend", choices=BACKENDS, default="auto", help="as pytest's option of that name")
     parser.add_argument("--cgroup-base", metavar="PATH", help="as pytest's option of that name")
+    parser.add_argument("--cgroup-scope", choices=("auto", "no"), default="auto", help="likewise")
+    parser.add_argument("--cgroup-take-over", action="store_true", help="likewise")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -136,33 +142,33 @@ def _names(text: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace) -> tuple[int, str]:
     """The exit status, and what to print: 1 if something required is missing, or if nothing can be contained."""
     required = tuple(name for names in options.require for name in names)
-    found = diagnose(options.cgroup_base, options.cgroup_backend)
+    host = Host(options.cgroup_base, scope=options.cgroup_scope == "auto", take_over=options.cgroup_take_over)
+    try:
+        found = diagnose(host, options.cgroup_base, options.cgroup_backend)
+    finally:
+        host.close()
     text = json.dumps(found.to_json(required), indent=2) if options.json else found.text(required)
     return int(found.trouble is not None or bool(found.missing(required))), text
 
 
-def diagnose(base: str | None = None, backend: str = "auto") -> Diagnosis:
-    """Try everything; nothing of it is left."""
-    host = Host(base)
+def diagnose(host: Host, base: str | None = None, backend: str = "auto") -> Diagnosis:
+    """Try everything."""
+    chosen, trouble = None, None
     try:
-        chosen, trouble = None, None
-        try:
-            chosen = choose(host, backend)
-            if base is not None:
-                check_base(host, base)
-        except (CgroupError, OSError) as error:
-            chosen, trouble = None, str(error)
-        return Diagnosis(
-            environment=host.environment,
-            backend=chosen.name if chosen else None,
-            description=chosen.describe() if chosen else None,
-            trouble=trouble,
-            rungs=_rungs(host, backend) if chosen else (),
-            capabilities=tuple(_capability(host, name, backend) for name in CAPABILITIES),
-            not_enforced=_not_enforced(chosen) if chosen else (),
-        )
-    finally:
-        host.close()
+        chosen = choose(host, backend)
+        if base is not None:
+            check_base(host, base)
+    except (CgroupError, OSError) as error:
+        chosen, trouble = None, str(error)
+    return Diagnosis(
+        environment=host.environment,
+        backend=chosen.name if chosen else None,
+        description=chosen.describe() if chosen else None,
+        trouble=trouble,
+        rungs=_rungs(host, backend) if chosen else (),
+        capabilities=tuple(_capability(host, name, backend) for name in CAPABILITIES),
+        not_enforced=_not_enforced(chosen) if chosen else (),
+    )
 
 
 def _capability(host: Host, name: str, backend: str) -> Capability:
@@ -176,14 +182,21 @@ def _capability(host: Host, name: str, backend: str) -> Capability:
 
 
 def _rungs(host: Host, backend: str) -> tuple[Rung, ...]:
-    kind = "none" if backend == "process" else host.placement.kind
-    why = no_v2 = no_v1 = _capability(host, "memory", backend).reason
+    kind, scope, limits = "none", False, False
+    if backend != "process":
+        placement = host.placement
+        kind, limits = placement.kind, bool(placement.controllers)
+        scope = placement.session is not None and _SCOPE.search(placement.session.path) is not None
+    why, _, no_scope = _capability(host, "memory", backend).reason.partition(_NO_SCOPE)
+    no_v1 = why
     if kind == "v2":
         no_v1 = "no cgroup v1 hierarchy is mounted here"
+        why = why or "pytest's own cgroup gives too little, and systemd has given it a scope"
     elif kind != "none":
-        no_v2 = "the controllers are mounted as cgroup v1 here" if kind == "hybrid" else "no cgroup2 tree to write in"
+        why = "the controllers are mounted as cgroup v1 here" if kind == "hybrid" else "no cgroup2 tree to write in"
     ladder = (
-        ("cgroup v2 with controllers", kind == "v2" and bool(host.placement.controllers), no_v2),
+        ("cgroup v2 with controllers", kind == "v2" and limits and not scope, why),
+        ("cgroup v2 through systemd", kind == "v2" and limits, no_scope or why),
         ("cgroup v1 or hybrid", kind in ("v1", "hybrid"), no_v1),
         ("cgroup v2 without controllers", kind == "v2", why),
         ("process table", True, None),

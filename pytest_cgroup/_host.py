@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from . import _remedies, _syscalls
 from ._environment import Environment, recognise
+from ._lacking import GENERAL
 from ._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
 from ._placement import CONTROLLERS, Missing, Placement
 from ._process import ask_child
@@ -68,16 +69,20 @@ class Capability:
 
 
 class Host:
-    """This machine, as this process may use it. `close` gives back what trying needed."""
+    """This machine, as this process may use it. `close` gives back what trying needed.
 
-    def __init__(self, base: str | None = None) -> None:
-        self._base = base
+    The arguments are `Placement`'s.
+    """
+
+    def __init__(self, base: str | None = None, *, scope: bool = True, take_over: bool = False) -> None:
+        self._placed = (base, scope, take_over)
         self._known: dict[str, Capability] = {}
 
     @cached_property
     def placement(self) -> Placement:
         """The session's cgroup, made on first use."""
-        placement = Placement(self._base)
+        base, scope, take_over = self._placed
+        placement = Placement(base, scope=scope, take_over=take_over)
         if (nothing := nothing_at_all()) is None:
             placement.open()
         else:
@@ -124,8 +129,10 @@ class Host:
         if (nothing := nothing_at_all()) is not None:
             return nothing
         missing = self.placement.missing["cgroup"]
-        reason = missing.reason.removesuffix(f". {missing.remedy}")
-        return Missing(reason, _remedies.for_cgroup(self.environment, reason))
+        general = missing.remedy in GENERAL
+        return Missing(
+            missing.reason, _remedies.for_cgroup(self.environment, missing.reason, general=general) or missing.remedy
+        )
 
     @cached_property
     def _offered_files(self) -> frozenset[str]:
@@ -148,13 +155,10 @@ class Host:
         if self.placement.session is None:
             return self._no_cgroup()
         if controller in CONTROLLERS and controller not in self.placement.controllers:
-            missing = self.placement.missing.get(controller) or Missing(
+            return self.placement.missing.get(controller) or Missing(
                 f"the {controller} controller is not offered by this kernel or this cgroup",
                 "a kernel and a parent cgroup with that controller",
             )
-            if "not delegated" in missing.reason:
-                return Missing(missing.reason, _remedies.for_controller(self.environment) or missing.remedy)
-            return missing
         where = "cgroup v1 has no such limit" if self.placement.kind != "v2" else f"this kernel has no {file}"
         return Missing(where, _FILE_REMEDY.get(name, "a newer kernel with cgroup v2"))
 

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
 
 _WRITABLE = "writable-cgroups=true"
 _PODMAN = "start the container with `podman run --security-opt"
-_DELEGATED = "cpu cpuset io memory pids"
-_DROP_IN = "/etc/systemd/system/user@.service.d"
 _PYTEST = "python -m pytest"
 
 
-def for_cgroup(where: Environment, reason: str) -> str:
-    """How to be given a cgroup to write in, which was refused for *reason*."""
+def for_cgroup(where: Environment, reason: str, *, general: bool) -> str | None:
+    """How to be given a cgroup to write in, which was refused for *reason*.
+
+    None where the remedy that came with the reason is the better one; *general*: where it is of no particular place.
+    """
     if where.container is not None:
         root_only = "EACCES" in reason and where.uid != 0
         return "run pytest as root in the container: the cgroup is root's" if root_only else _in_container(where)
@@ -30,15 +31,13 @@ def for_cgroup(where: Environment, reason: str) -> str:
             f"have it mounted writable: `mount -o remount,rw`; in Docker `--security-opt {_WRITABLE}`, "
             "in podman `--security-opt unmask=/sys/fs/cgroup`"
         )
-    return _on_systemd(where) if where.systemd else _without_systemd(where, reason)
-
-
-def _without_systemd(where: Environment, reason: str) -> str:
     if "no cgroup hierarchy is mounted" in reason:
         return "mount one, as root: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`"
-    if where.wsl:
+    if where.wsl and not where.systemd:
         return "run as root, or have systemd: `[boot]`, `systemd=true` in /etc/wsl.conf, then `wsl --shutdown`"
-    return "run pytest as root, or where it may write its own cgroup"
+    if not general:
+        return None
+    return _on_systemd(where) if where.systemd else "run pytest as root, or where it may write its own cgroup"
 
 
 def _on_systemd(where: Environment) -> str:
@@ -97,18 +96,6 @@ def _docker(where: Environment, *options: str) -> str:
         case "jenkins":
             return f"in the pipeline: `agent {{ docker {{ args '{words}' }} }}`"
     return f"start the container with `docker run {words}`"
-
-
-def for_controller(where: Environment) -> str | None:
-    """How to have more controllers delegated, on a host where the rest works."""
-    if where.container is not None or not where.systemd:
-        return None
-    if where.session in ("user-scope", "user-service", "login"):
-        return (
-            f"`sudo mkdir -p {_DROP_IN} && printf '[Service]\\nDelegate={_DELEGATED}\\n' | "
-            f"sudo tee {_DROP_IN}/delegate.conf && sudo systemctl daemon-reload`, then log out of every session and in"
-        )
-    return f"`Delegate={_DELEGATED}` in the unit: `systemctl edit {where.unit}`" if where.session == "service" else None
 
 
 def for_namespaces(where: Environment, *, masked_proc: bool) -> str | None:

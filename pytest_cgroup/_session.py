@@ -118,7 +118,8 @@ class Session:
             from ._backends import choose
             from ._host import Host
 
-            self._host = Host(self.settings.base)
+            settings = self.settings
+            self._host = Host(settings.base, scope=settings.scope, take_over=settings.take_over)
             try:
                 self._backend = choose(self._host, self.settings.backend)
             except BaseException:

@@ -146,7 +146,7 @@ def choose(host: Host, name: str = "auto") -> Backend:
     if (nothing := nothing_at_all()) is not None:
         raise NotOffered(f"nothing can be contained: {nothing.reason}", remedy=nothing.remedy, missing=("cgroup",))
     if name == "process":
-        return ProcessBackend(host, asked_for=True)
+        return ProcessBackend(host, by_name=True)
     cgroup = host.capability("cgroup")
     if cgroup.offered:
         return CgroupBackend(host)

@@ -35,9 +35,9 @@ class ProcessBackend:
     name = "process"
     needs_reaper = True
 
-    def __init__(self, host: Host, *, asked_for: bool = False) -> None:
+    def __init__(self, host: Host, *, by_name: bool = False) -> None:
         self.host = host
-        self._asked_for = asked_for
+        self._by_name = by_name
 
     def describe(self) -> str:
         lacking = ", ".join(_UNENFORCEABLE)
@@ -48,7 +48,7 @@ class ProcessBackend:
     @property
     def _why(self) -> Missing:
         """Why there is no cgroup. Who asked for this backend wants none tried."""
-        cgroup = None if self._asked_for else self.host.capability("cgroup")
+        cgroup = None if self._by_name else self.host.capability("cgroup")
         if cgroup is None or cgroup.offered:
             return Missing("the process backend was asked for", "use --cgroup-backend=auto")
         return Missing(cgroup.reason, cgroup.remedy)

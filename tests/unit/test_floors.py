@@ -16,8 +16,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pytest_cgroup"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("exceptions", "_units", "_spec", "_outcome"),
     (
-        *("_syscalls", "_wire", "_process", "_kernel_text", "_cgroup_v1", "_cgroup", "_placement", "_steps"),
-        *("_identity", "_namespaces", "_environment", "_remedies", "_host", "_reaper"),
+        *("_syscalls", "_wire", "_process", "_kernel_text", "_cgroup_file", "_cgroup_v1", "_cgroup", "_lacking"),
+        *("_systemd", "_placement", "_steps", "_identity", "_namespaces", "_environment", "_remedies", "_host"),
+        "_reaper",
     ),
     ("_guard", "_backends", "_doctor", "_container", "_daemon", "_recover"),
     (
