@@ -153,6 +153,7 @@ def run(options: argparse.Namespace) -> tuple[int, str]:
 
 def diagnose(host: Host, base: str | None = None, backend: str = "auto") -> Diagnosis:
     """Try everything."""
+    environment = host.environment  # before it is left for a scope of pytest's own
     chosen, trouble = None, None
     try:
         chosen = choose(host, backend)
@@ -161,7 +162,7 @@ def diagnose(host: Host, base: str | None = None, backend: str = "auto") -> Diag
     except (CgroupError, OSError) as error:
         chosen, trouble = None, str(error)
     return Diagnosis(
-        environment=host.environment,
+        environment=environment,
         backend=chosen.name if chosen else None,
         description=chosen.describe() if chosen else None,
         trouble=trouble,

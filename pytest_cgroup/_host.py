@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from . import _remedies, _syscalls
 from ._environment import Environment, recognise
-from ._lacking import GENERAL
 from ._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
 from ._placement import CONTROLLERS, Missing, Placement
 from ._process import ask_child
@@ -129,10 +128,7 @@ class Host:
         if (nothing := nothing_at_all()) is not None:
             return nothing
         missing = self.placement.missing["cgroup"]
-        general = missing.remedy in GENERAL
-        return Missing(
-            missing.reason, _remedies.for_cgroup(self.environment, missing.reason, general=general) or missing.remedy
-        )
+        return Missing(missing.reason, _remedies.for_cgroup(self.environment, missing.reason) or missing.remedy)
 
     @cached_property
     def _offered_files(self) -> frozenset[str]:
@@ -259,7 +255,10 @@ def _refusal(error: OSError | CgroupError, name: str) -> _Refusal:
     remedy = error.remedy if isinstance(error, CgroupError) else None
     if remedy is None and not privilege and name in _FILES:
         remedy = namespace_remedy(_FILES[name])(error.errno or 0)
-    return _Refusal(str(error).removesuffix(f". {remedy}"), privilege, remedy)
+    why = str(error).removesuffix(f". {remedy}")
+    if isinstance(error, OSError):
+        why = f"{error.strerror} [{errno.errorcode.get(error.errno or 0, error.errno)}]"
+    return _Refusal(why, privilege, remedy)
 
 
 def _try_pid_namespace() -> None:

@@ -9,13 +9,12 @@ if TYPE_CHECKING:
 
 _WRITABLE = "writable-cgroups=true"
 _PODMAN = "start the container with `podman run --security-opt"
-_PYTEST = "python -m pytest"
 
 
-def for_cgroup(where: Environment, reason: str, *, general: bool) -> str | None:
+def for_cgroup(where: Environment, reason: str) -> str | None:
     """How to be given a cgroup to write in, which was refused for *reason*.
 
-    None where the remedy that came with the reason is the better one; *general*: where it is of no particular place.
+    None where the remedy that came with the reason is the better one: systemd was asked for a scope, and said why not.
     """
     if where.container is not None:
         root_only = "EACCES" in reason and where.uid != 0
@@ -35,32 +34,7 @@ def for_cgroup(where: Environment, reason: str, *, general: bool) -> str | None:
         return "mount one, as root: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`"
     if where.wsl and not where.systemd:
         return "run as root, or have systemd: `[boot]`, `systemd=true` in /etc/wsl.conf, then `wsl --shutdown`"
-    if not general:
-        return None
-    return _on_systemd(where) if where.systemd else "run pytest as root, or where it may write its own cgroup"
-
-
-def _on_systemd(where: Environment) -> str:
-    if where.session == "service" and where.uid == 0:
-        return f"`Delegate=yes` in the unit: `systemctl edit {where.unit}`"
-    if where.uid == 0:
-        return f"start pytest in a scope of its own: `systemd-run --scope -p Delegate=yes {_PYTEST}`"
-    if where.user_bus:
-        return f"start pytest in a scope of its own: `{_own_scope(where)}`"
-    service = (
-        f"`sudo systemd-run --pipe --wait --collect --uid=$(id -u) -p Delegate=yes "
-        f"--working-directory=$PWD -E PATH=$PATH {_PYTEST}`"
-    )
-    if where.session == "service" and where.ci is None:
-        return f"`Delegate=yes` in the unit: `systemctl edit {where.unit}`; or {service}"
-    lingering = f"sudo loginctl enable-linger $(id -un) && {_own_scope(where)}"
-    return f"{service}; or give the user a manager of its own: `{lingering}`"
-
-
-def _own_scope(where: Environment) -> str:
-    of_the_user = where.user_bus and where.session in ("user-scope", "user-service", "login")
-    runtime = "" if of_the_user else f"XDG_RUNTIME_DIR=/run/user/{where.uid} "
-    return f"{runtime}systemd-run --user --scope -p Delegate=yes {_PYTEST}"
+    return None
 
 
 def _in_container(where: Environment) -> str:
