@@ -34,6 +34,8 @@ def for_cgroup(where: Environment, reason: str) -> str | None:
         return "mount one, as root: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`"
     if where.wsl and not where.systemd:
         return "run as root, or have systemd: `[boot]`, `systemd=true` in /etc/wsl.conf, then `wsl --shutdown`"
+    if "EACCES" in reason and not where.systemd:
+        return "run pytest as root, or in a cgroup whose directory root has given to this user"
     return None
 
 
@@ -73,7 +75,11 @@ def _docker(where: Environment, *options: str) -> str:
 
 
 def for_namespaces(where: Environment, *, masked_proc: bool) -> str | None:
-    """How a container may make namespaces of its own; None where it is not the container that forbids it."""
+    """How a container or chroot may have namespaces of its own; None where it is not that which forbids them."""
+    if where.chroot and not masked_proc:
+        return (
+            "the kernel has no user namespaces in a chroot: enter it by pivot_root(2), as bwrap and systemd-nspawn do"
+        )
     if not masked_proc and not where.seccomp:
         return None
     match where.container:

@@ -296,6 +296,17 @@ def test_no_proc_at_all(pytester: pytest.Pytester) -> None:
     assert "nothing can be contained: /proc is not mounted here" in result.blocks["ERROR at setup of test_it"]
 
 
+@as_root
+def test_a_chroot() -> None:
+    """It is told; and what the kernel forbids there, user namespaces, is no fault of a sysctl."""
+    found = doctor("--json", machine=["chroot"]).json
+    assert found["environment"]["chroot"] is True
+    assert not doctor("--json").json["environment"]["chroot"]
+    user_ns = found["capabilities"]["user_ns"]
+    assert not user_ns["offered"]
+    assert "pivot_root" in user_ns["remedy"]
+
+
 def as_ordinary(unprivileged: OrdinaryUser, machine: Sequence[str], *arguments: str) -> Said:
     python = unprivileged.python
     argv = [python, "-m", "pytest_cgroup", "doctor", *arguments]

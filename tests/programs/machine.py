@@ -76,6 +76,22 @@ def no_unshare() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
 
 
+def chroot() -> None:
+    """Into another directory with the same things in it."""
+    own_mounts()
+    sc.mount("tmpfs", "/mnt", "tmpfs")
+    for path in Path("/").iterdir():
+        inside = Path("/mnt") / path.name
+        if path.is_symlink():
+            inside.symlink_to(path.readlink())
+        elif path.is_dir() and path.name != "mnt":
+            inside.mkdir()
+            sc.mount(str(path), str(inside), flags=sc.MS_BIND | sc.MS_REC)
+    here = os.getcwd()
+    os.chroot("/mnt")
+    os.chdir(here)
+
+
 def become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)

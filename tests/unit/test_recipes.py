@@ -20,6 +20,7 @@ from tests.e2e.inner import run
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "how-to" / "hosts.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 EVERY_PAGE = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 DOCTOR = re.compile(r"python -m pytest_cgroup (doctor(?: [-\w=,]+)*)(?=\s*(?:$|&&|['\"`|]|\\))", re.MULTILINE)
 
@@ -39,9 +40,7 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
     assert {kind for kind, _ in BLOCKS} == {"sh", "yaml", "toml", "groovy"}
 
 
-@pytest.mark.parametrize(
-    "section", re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:], ids=lambda text: text.split("\n")[0]
-)
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 def test_each_recipe_ends_in_a_check(section: str) -> None:
     assert any("--require" in found for found in doctors(section))
 
