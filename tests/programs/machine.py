@@ -80,15 +80,17 @@ def chroot() -> None:
     """Into another directory with the same things in it."""
     own_mounts()
     sc.mount("tmpfs", "/mnt", "tmpfs")
+    root = Path("/mnt/root")
+    root.mkdir()
     for path in Path("/").iterdir():
-        inside = Path("/mnt") / path.name
+        inside = root / path.name
         if path.is_symlink():
             inside.symlink_to(path.readlink())
         elif path.is_dir() and path.name != "mnt":
             inside.mkdir()
             sc.mount(str(path), str(inside), flags=sc.MS_BIND | sc.MS_REC)
     here = os.getcwd()
-    os.chroot("/mnt")
+    os.chroot(root)
     os.chdir(here)
 
 
