@@ -97,13 +97,16 @@ def find_manager(mount: CgroupMount) -> Manager:
     return Manager(f"unix:path={bus}", root, mount)
 
 
-def enter_scope(manager: Manager) -> None:
+def enter_scope(manager: Manager, own: str) -> None:
     """Move this process, and no other, into a new scope; it is delegated, and goes when its last process ends.
+
+    Args:
+        manager: who is asked.
+        own: the cgroup that pytest was started in, as in /proc/PID/cgroup.
 
     Raises:
         NotOffered: systemd refused, did not answer in time, or may not be asked.
     """
-    own = _own_path()
     by_hand = _BY_HAND.format("--user " if os.geteuid() else "")
     _check_leaving(manager, own)
     if (busctl := shutil.which("busctl")) is None:
@@ -217,9 +220,5 @@ def _unit_name() -> str:
     return f"{PREFIX}{me.pid}-{me.start_time}{f'-{number}' if number > 1 else ''}.scope"
 
 
-def _own_path() -> str:
-    return membership(read_file("/proc/self/cgroup")).get("", "/")
-
-
 def _is_in(unit: str) -> bool:
-    return os.path.basename(_own_path()) == unit
+    return os.path.basename(membership(read_file("/proc/self/cgroup"))[""]) == unit
