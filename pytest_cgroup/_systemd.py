@@ -80,15 +80,16 @@ def find_manager(mount: CgroupMount) -> Manager:
     try:
         pid = _listener(private)
         os.stat(bus)
+        known = membership(read_file(f"/proc/{pid}/cgroup")) if pid and _numbers_agree(pid) else None
     except OSError as error:
         what = f"no systemd manager is to be reached ({error.filename or private}: {error.strerror})"
         raise NotOffered(what, remedy=remedy) from error
-    if not pid or not _numbers_agree(pid):
+    if known is None:
         raise NotOffered(
             "systemd's manager is in another pid namespace, and would take pytest for somebody else",
             remedy=f"outside of that namespace, {_BY_HAND.format('--user ' if uid else '')}",
         )
-    root = os.path.dirname(membership(read_file(f"/proc/{pid}/cgroup"))[""])  # it stands in init.scope
+    root = os.path.dirname(known.get("", "/"))  # it stands in init.scope
     if own_directory(mount, root) is None:
         raise NotOffered(
             f"{mount.mount_point} does not show the cgroups that systemd makes",

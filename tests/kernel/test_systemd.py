@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -242,6 +243,33 @@ def test_a_manager_of_another_pid_namespace_is_not_asked(manager: Manager) -> No
 
     assert forked(ask) == manager.address
     assert "another pid namespace" in forked(inside)
+
+
+@pytest.mark.requires("root", "pid_ns")
+def test_who_listens(tmp_path: Path) -> None:
+    """Our own pid namespace is told from one above and from one below."""
+    ours, below = str(tmp_path / "ours"), str(tmp_path / "below")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(ours)
+        server.listen()
+        assert _systemd._listener(ours) == os.getpid()
+        assert _systemd._numbers_agree(os.getpid())
+
+        def inside() -> int:
+            unshare_pid()
+            return forked(lambda: _systemd._listener(ours))
+
+        assert forked(inside) == 0
+    listen = f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({below!r}); s.listen(); print(); input()"
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-uc", listen]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        pid = _systemd._listener(below)
+        agree = _systemd._numbers_agree(pid)
+        process.communicate(b"\n")
+    assert pid > 0
+    assert not agree
 
 
 # what may go wrong with the call: a busctl that is not there, refuses, hangs, lies
