@@ -117,6 +117,7 @@ class Diagnosis:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The doctor's options; those of pytest are called as pytest's."""
+    parser.set_defaults(error=parser.error)
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
     parser.add_argument(
         "--require",
@@ -142,6 +143,8 @@ def _names(text: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace) -> tuple[int, str]:
     """The exit status, and what to print: 1 if something required is missing, or if nothing can be contained."""
     required = tuple(name for names in options.require for name in names)
+    if options.cgroup_base is not None and options.cgroup_backend == "process":
+        options.error("--cgroup-base with --cgroup-backend=process: that backend makes no cgroups")
     host = Host(options.cgroup_base, scope=options.cgroup_scope == "auto", take_over=options.cgroup_take_over)
     try:
         found = diagnose(host, options.cgroup_base, options.cgroup_backend)

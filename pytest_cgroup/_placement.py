@@ -44,6 +44,7 @@ _BUSY_SECONDS = 0.25
 
 @dataclass(slots=True)
 class _Found:
+    own: str = "/"  # in the cgroup2 tree
     unified: str | None = None
     mount: CgroupMount | None = None  # of the cgroup2 tree
     controllers: dict[str, str] = field(default_factory=dict)
@@ -150,6 +151,7 @@ class Placement:
         mounts = cgroup_mounts(read_file("/proc/self/mountinfo"))
         own = membership(read_file("/proc/self/cgroup"))
         relative = self._relative_base(mounts)
+        found.own = own.get("", "/")
         for mount in mounts:
             keys = sorted(mount.controllers.intersection(_V1_USED)) if mount.version == 1 else [""]
             if not keys or any(key in found.controllers for key in keys) or (keys == [""] and found.unified):
@@ -198,7 +200,7 @@ class Placement:
             manager = _systemd.find_manager(mount)
             if self.session is not None and not lacking & manager.controllers:
                 return False
-            _systemd.enter_scope(manager)
+            _systemd.enter_scope(manager, found.own)
         except NotOffered as why:
             self._explain(why)
             return False

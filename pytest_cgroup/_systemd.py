@@ -80,15 +80,16 @@ def find_manager(mount: CgroupMount) -> Manager:
     try:
         pid = _listener(private)
         os.stat(bus)
+        known = membership(read_file(f"/proc/{pid}/cgroup")) if pid and _numbers_agree(pid) else None
     except OSError as error:
         what = f"no systemd manager is to be reached ({error.filename or private}: {error.strerror})"
         raise NotOffered(what, remedy=remedy) from error
-    if not pid or not _numbers_agree(pid):
+    if known is None:
         raise NotOffered(
             "systemd's manager is in another pid namespace, and would take pytest for somebody else",
             remedy=f"outside of that namespace, {_BY_HAND.format('--user ' if uid else '')}",
         )
-    root = os.path.dirname(membership(read_file(f"/proc/{pid}/cgroup"))[""])  # it stands in init.scope
+    root = os.path.dirname(known.get("", "/"))  # it stands in init.scope
     if own_directory(mount, root) is None:
         raise NotOffered(
             f"{mount.mount_point} does not show the cgroups that systemd makes",
@@ -97,13 +98,16 @@ def find_manager(mount: CgroupMount) -> Manager:
     return Manager(f"unix:path={bus}", root, mount)
 
 
-def enter_scope(manager: Manager) -> None:
+def enter_scope(manager: Manager, own: str) -> None:
     """Move this process, and no other, into a new scope; it is delegated, and goes when its last process ends.
+
+    Args:
+        manager: who is asked.
+        own: the cgroup that pytest was started in, as in /proc/PID/cgroup.
 
     Raises:
         NotOffered: systemd refused, did not answer in time, or may not be asked.
     """
-    own = _own_path()
     by_hand = _BY_HAND.format("--user " if os.geteuid() else "")
     _check_leaving(manager, own)
     if (busctl := shutil.which("busctl")) is None:
@@ -217,9 +221,5 @@ def _unit_name() -> str:
     return f"{PREFIX}{me.pid}-{me.start_time}{f'-{number}' if number > 1 else ''}.scope"
 
 
-def _own_path() -> str:
-    return membership(read_file("/proc/self/cgroup")).get("", "/")
-
-
 def _is_in(unit: str) -> bool:
-    return os.path.basename(_own_path()) == unit
+    return os.path.basename(membership(read_file("/proc/self/cgroup"))[""]) == unit

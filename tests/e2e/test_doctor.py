@@ -163,6 +163,13 @@ def test_an_unknown_backend(backend: str) -> None:
     assert "auto" in said.errors
 
 
+def test_a_base_with_a_backend_that_has_none() -> None:
+    """Refused, as pytest refuses it."""
+    said = doctor("--cgroup-base=/sys/fs/cgroup", "--cgroup-backend=process")
+    assert (said.status, said.text) == (2, "")
+    assert "that backend makes no cgroups" in said.errors
+
+
 @pytest.mark.parametrize("base", ["/nowhere", "/tmp", "no/such/cgroup"])
 def test_a_base_that_is_no_cgroup(base: str) -> None:
     said = doctor(f"--cgroup-base={base}", "--require=memory")

@@ -367,6 +367,28 @@ def test_others_in_a_containers_root_are_moved_when_that_is_asked(
     assert words(f"{stage.unified}/cgroup.subtree_control") == []
 
 
+@pytest.mark.requires("root", "cgroup", "cgroup_ns", "mount_ns", "privileged")
+@pytest.mark.usefixtures("controllers", "shell")
+def test_the_option_and_its_twin(stage: Cgroup, tmp_path: Path) -> None:
+    tmp_path.joinpath("pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    source = "import pytest\n@pytest.mark.contained(pids=20)\ndef test_it(): pass\n"
+    tmp_path.joinpath("test_it.py").write_text(source)
+
+    def run(*options: str) -> str:
+        command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *options, "--cgroup-scope=no"]
+        command += ["--rootdir", str(tmp_path), str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    def function() -> list[str]:
+        return [run(), run("--cgroup-take-over"), run("-o", "cgroup_take_over=yes")]
+
+    without, option, twin = on(stage, lambda: in_namespace(function))
+    assert "1 skipped" in without
+    assert TAKE_OVER in without
+    assert "1 passed" in option
+    assert "1 passed" in twin
+
+
 @pytest.mark.requires("cgroup")
 @pytest.mark.usefixtures("controllers")
 def test_they_are_not_moved_on_a_host(stage: Cgroup, shell: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -96,7 +97,20 @@ def in_a_scope(said: dict[str, Any]) -> bool:
     return found
 
 
-@pytest.mark.parametrize("how", [terminal, service])
+def alone(command: list[str]) -> list[str]:
+    """*command* in a scope of systemd's, without a shell, and without the controllers that nobody asked for.
+
+    In the slice of others it has what they asked for.
+    """
+    return ["systemd-run", *USER, "--quiet", "--scope", "--slice=lonely.slice", *command]
+
+
+def main_process(command: list[str]) -> list[str]:
+    """*command* as a service, likewise."""
+    return ["systemd-run", *USER, "--quiet", "--pipe", "--wait", "--collect", "--slice=lonely.slice", *command]
+
+
+@pytest.mark.parametrize("how", [terminal, service, alone, main_process])
 def test_from_a_terminal_and_a_service(manager: Manager, how: Callable[[list[str]], list[str]]) -> None:
     said = say(how)
     assert in_a_scope(said)
@@ -207,10 +221,10 @@ def test_a_pytest_inside_a_test_stays_inside(lab: Lab) -> None:
 @pytest.mark.requires("cgroup")
 @pytest.mark.usefixtures("manager")
 def test_where_nothing_is_lacking_none_is_asked_for() -> None:
-    def alone(command: list[str]) -> list[str]:
+    def delegated(command: list[str]) -> list[str]:
         return ["systemd-run", *USER, "--quiet", "--scope", "-p", "Delegate=yes", *command]
 
-    assert not in_a_scope(say(alone))
+    assert not in_a_scope(say(delegated))
 
 
 @pytest.mark.requires("root")
@@ -231,13 +245,39 @@ def test_a_manager_of_another_pid_namespace_is_not_asked(manager: Manager) -> No
     assert "another pid namespace" in forked(inside)
 
 
+@pytest.mark.requires("root", "pid_ns")
+def test_who_listens(tmp_path: Path) -> None:
+    """Our own pid namespace is told from one above and from one below."""
+    ours, below = str(tmp_path / "ours"), str(tmp_path / "below")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(ours)
+        server.listen()
+        assert _systemd._listener(ours) == os.getpid()
+        assert _systemd._numbers_agree(os.getpid())
+
+        def inside() -> int:
+            unshare_pid()
+            return forked(lambda: _systemd._listener(ours))
+
+        assert forked(inside) == 0
+    listen = f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({below!r}); s.listen(); print(); input()"
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-uc", listen]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        pid = _systemd._listener(below)
+        agree = _systemd._numbers_agree(pid)
+        process.communicate(b"\n")
+    assert pid > 0
+    assert not agree
+
+
 # what may go wrong with the call: a busctl that is not there, refuses, hangs, lies
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Manager:
-    """A manager that would be asked of a pytest in a terminal, were it there."""
-    monkeypatch.setattr(_systemd, "_own_path", lambda: "/user.slice/term.scope")
+def elsewhere() -> Manager:
+    """A manager that is not there."""
     return Manager("unix:path=/no/such/bus", "/user.slice/user@7.service", V2)
 
 
@@ -266,7 +306,7 @@ def test_every_failure_is_a_reason(
     if "0.2 s" in said:
         monkeypatch.setattr(_systemd, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(NotOffered) as caught:
-        enter_scope(elsewhere)
+        enter_scope(elsewhere, "/user.slice/term.scope")
     assert said in caught.value.what
     assert "systemd-run" in (caught.value.remedy or "")
 
@@ -274,7 +314,7 @@ def test_every_failure_is_a_reason(
 def test_no_busctl(elsewhere: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotOffered, match="no busctl") as caught:
-        enter_scope(elsewhere)
+        enter_scope(elsewhere, "/user.slice/term.scope")
     assert "install it" in (caught.value.remedy or "")
 
 
@@ -282,7 +322,7 @@ def test_it_asks_for_itself_alone(elsewhere: Manager, tmp_path: Path, monkeypatc
     said = tmp_path / "said"
     busctl(tmp_path, monkeypatch, f'echo "$*" >>{said}; exit 1')
     with pytest.raises(NotOffered):
-        enter_scope(elsewhere)
+        enter_scope(elsewhere, "/user.slice/term.scope")
     (line,) = said.read_text().splitlines()
     assert f" PIDs au 1 {os.getpid()} Delegate b true " in line
     assert re.search(rf" pytest-cgroup-{os.getpid()}-\d+(-\d+)?\.scope fail 6 ", line)
