@@ -23,36 +23,12 @@ from ._kernel_files import read_file, write_file
 from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
 from ._outcome import Usage
 from ._process import SIGKILL, signal_members, wait_gone
-from .exceptions import ContainerError
+from ._refusal import refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "pytest-cgroup-"
-
-_REMEDY = {
-    errno.EACCES: "the directory is not delegated to this user; see `python -m pytest_cgroup doctor`",
-    errno.EPERM: "the directory is not delegated to this user; see `python -m pytest_cgroup doctor`",
-    errno.EROFS: "the cgroup filesystem is mounted read-only here, as containers do",
-    errno.EBUSY: "other processes are in this cgroup; run pytest in a scope of its own",
-    errno.EINVAL: "the kernel does not take this value",
-    errno.ENOENT: "this kernel, or this cgroup's parent, does not offer the file",
-    errno.ENOSPC: "the kernel refuses more cgroups here (cgroup.max.descendants, or a cpuset that is not set up)",
-    errno.ERANGE: "the value is outside what the kernel takes",
-    errno.EAGAIN: "the parent's limit leaves no room",
-}
-
-
-def refused(what: str, error: OSError, *, path: str, operation: str, value: object = None) -> ContainerError:
-    """The kernel's refusal of an operation on a cgroup, in our words."""
-    return ContainerError(
-        what,
-        path=path,
-        operation=operation,
-        value=value,
-        errno=error.errno,
-        remedy=_REMEDY.get(error.errno or 0),
-    )
 
 
 class Cgroup:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _DEFAULTS = Spec()
 _BACKENDS = ("auto", "cgroup", "process")
 _MISSING = ("skip", "fail", "warn")
+_SCOPE = ("auto", "no")
+_TAKE_OVER = ("no", "yes")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,17 @@ def add_options(parser: pytest.Parser) -> None:
     option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
     option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
     option(
+        "--cgroup-scope",
+        "whether systemd is asked for a scope of pytest's own where that gives more: auto (default), no",
+        metavar="{auto,no}",
+    )
+    option(
+        "--cgroup-take-over",
+        "in the root of a private cgroup namespace, as a container's, move other processes out of the way",
+        action="store_const",
+        const="yes",
+    )
+    option(
         "--cgroup-missing",
         "what becomes of a test that asks for what this host can't do: skip it (default), fail it, "
         "or warn and run it without",
@@ -123,6 +137,8 @@ class Settings:
         layers: what the ini file and the command line ask of every test, the weaker first; empty if nothing.
         most: how many lines the table of usage may have, 0 for all; None if it was not asked for.
         base: the cgroup to work below, None for pytest's own.
+        scope: whether systemd may be asked for a scope.
+        take_over: whether other processes may be moved, in a private cgroup namespace.
         json: the file to write usage to, None for none.
 
     Raises:
@@ -133,6 +149,8 @@ class Settings:
         self.missing = _one_of(config, "cgroup_missing", _MISSING)
         self.backend = _one_of(config, "cgroup_backend", _BACKENDS)
         self.base = setting(config, "cgroup_base")[0] or None
+        self.scope = _one_of(config, "cgroup_scope", _SCOPE) == "auto"
+        self.take_over = _one_of(config, "cgroup_take_over", _TAKE_OVER) == "yes"
         self.json, self.json_from = setting(config, "resource_usage_json")
         self.layers = _layers(config)
         if self.base is not None and self.backend == "process":
@@ -162,7 +180,9 @@ def _layers(config: pytest.Config) -> tuple[Layer, ...]:
     asked = (("ini contained", config.getini("contained")), ("--contained", config.getoption("contained")))
     try:
         layers = tuple((where, parse_text(str(text), where)) for where, text in asked if text is not None)
-        check_here(merged(layers), layers)
+        spec = merged(layers)
+        if sys.platform == "linux":
+            check_here(spec, layers)
     except CgroupError as error:
         if (text := config.getoption("contained")) and _is_path(text):
             raise pytest.UsageError(
@@ -238,13 +258,16 @@ def check_here(spec: Spec, layers: tuple[Layer, ...]) -> None:
             raise SpecError(field, getattr(spec, field), why, where=_where(field, layers)) from error
 
 
-def decide(item: pytest.Item, settings: Settings, backend: Backend) -> None:
-    """Stash what *item* is to run with, or why it can't."""
+def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> None:
+    """Stash what *item* is to run with, or why it can't. No *backend*: this is not Linux."""
     try:
         layers = (*settings.layers, *marker_layers(item))
         spec = merged(layers)
     except SpecError as error:
         item.stash[trouble_key] = Trouble(str(error))
+        return
+    if backend is None:
+        lacks(item, settings, "everything: tests are contained on Linux only (run them there)")
         return
     try:
         spec = spec.resolve(_total_memory())

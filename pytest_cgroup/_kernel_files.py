@@ -25,3 +25,14 @@ def write_file(path: str, value: str, dir_fd: int | None = None) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def words(path: str) -> list[str]:
+    """The words of a cgroup file; none where it is not there or can't be read.
+
+    Such are cgroup.type in the root, and cgroup.procs of a threaded cgroup.
+    """
+    try:
+        return read_file(path).split()
+    except OSError:
+        return []

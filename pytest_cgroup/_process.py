@@ -73,27 +73,35 @@ def children(pid: int | str = "self") -> list[int]:
             with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as f:
                 found += map(int, f.read().split())
         except FileNotFoundError:
-            if not os.path.exists("/proc/thread-self/children"):  # a kernel without CONFIG_PROC_CHILDREN
-                return _children_by_ppid(os.getpid() if pid == "self" else int(pid))
+            if not _has_children_files():
+                return _by_parent().get(os.getpid() if pid == "self" else int(pid), [])
         except ProcessLookupError:
             continue
     return found
 
 
-def _children_by_ppid(parent: int) -> list[int]:
-    return [pid for pid in _all_pids() if (fields := stat_fields(pid)) and int(fields[1]) == parent]
+def _has_children_files() -> bool:
+    """A kernel without CONFIG_PROC_CHILDREN has none."""
+    return os.path.exists("/proc/thread-self/children")
 
 
-def _all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+def _by_parent() -> dict[int, list[int]]:
+    """The whole process table, which takes as long as there are processes on the host: read once for a whole tree."""
+    found: dict[int, list[int]] = {}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        if fields := stat_fields(pid):
+            found.setdefault(int(fields[1]), []).append(pid)
+    return found
 
 
 def descendants(root: int) -> list[int]:
     """Every living or zombie descendant of *root*, parents before their children; not *root* itself."""
+    table = None if _has_children_files() else _by_parent()
     found: list[int] = []
     todo = [root]
     while todo:
-        born = children(todo.pop())
+        pid = todo.pop()
+        born = children(pid) if table is None else table.get(pid, [])
         found += born
         todo += born
     return found

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from pytest_cgroup import _syscalls
-from pytest_cgroup._kernel_text import cgroup_mounts, membership
-from pytest_cgroup._placement import own_directory
+from pytest_cgroup._kernel_text import cgroup_mounts, membership, own_directory
 from pytest_cgroup._process import ProcessId, own_zombies, send_signal, wait_gone
 from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS, Lab, Tell, identity, leak, nothing, on_cgroup
 from tests.kernel.forked import forked
