@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pytest_cgroup import _placement
 from pytest_cgroup import _syscalls as sc
 from pytest_cgroup._backends import choose
 from pytest_cgroup._cgroup import Cgroup
@@ -114,8 +113,10 @@ def test_one_who_is_about_to_leave_is_waited_for(
         shell.wait()
 
     monkeypatch.setattr(time, "sleep", leave)
-    _placement._write_when_free(control, "+memory")
+    placement = Placement()
+    placement._enable_in(stage.path, ["memory"])
     assert len(pauses) == 1
+    assert placement.missing == {}
     assert words(control) == ["memory"]
     write_file(control, "-memory")
 
@@ -124,7 +125,9 @@ def test_one_who_is_about_to_leave_is_waited_for(
 @pytest.mark.usefixtures("shell")
 def test_one_who_stays_is_not(stage: Cgroup) -> None:
     control = f"{stage.unified}/cgroup.subtree_control"
-    assert refusal(lambda: _placement._write_when_free(control, "+memory")) == errno.EBUSY
+    placement = Placement()
+    placement._enable_in(stage.path, ["memory"])
+    assert "EBUSY" in placement.missing["memory"].reason
     assert words(control) == []
 
 
