@@ -18,6 +18,7 @@ import pytest
 
 from . import _seam
 from ._inside import DOORBELL, DUMP_SIGNAL
+from ._process import switches
 from ._wire import Decoder
 
 if TYPE_CHECKING:
@@ -159,9 +160,15 @@ class Child:
     def _let_tear_down(self) -> None:
         """After Ctrl-C the test tears down what it set up, as it would without us; after a while it is killed."""
         container, readers = self.container, {self._pipe: self._read, self._stacks: self._read_stacks}
-        container.watch(readers, self._has_stopped, timeout=0.3)
-        if not self._has_stopped() and not container.ended:
-            container.signal(signal.SIGINT)  # somebody signalled pytest alone
+        until = time.monotonic() + _INTERRUPT_SECONDS / 2
+        before = switches(container.tree.pids())
+        while not (self._has_stopped() or container.ended):
+            container.watch(readers, self._has_stopped, timeout=0.3)
+            now = switches(container.tree.pids())
+            if (now is not None and now == before) or time.monotonic() > until:
+                container.signal(signal.SIGINT)  # it has not stirred: somebody signalled pytest alone
+                break
+            before = now
         container.watch(readers, lambda: False, timeout=_INTERRUPT_SECONDS)
 
     def _has_stopped(self) -> bool:

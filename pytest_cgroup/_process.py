@@ -61,6 +61,18 @@ def is_zombie(pid: int) -> bool:
     return fields is not None and fields[0] == "Z"
 
 
+def switches(pids: Iterable[int]) -> dict[int, str] | None:
+    """By pid, how often each slept and woke up; None while one runs or waits for a CPU (proc_pid_status(5))."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+            fields = dict(line.partition(":")[::2] for line in f.read().splitlines())
+            if fields.get("State", "").split()[:1] == ["R"]:
+                return None
+            found[pid] = "".join(value for name, value in fields.items() if name.endswith("_ctxt_switches"))
+    return found
+
+
 def children(pid: int | str = "self") -> list[int]:
     """The direct children of a process, zombies too (proc_tid_children(5)); [] when it is gone."""
     found: list[int] = []
