@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -40,10 +41,9 @@ class ProcessBackend:
         self._by_name = by_name
 
     def describe(self) -> str:
-        lacking = ", ".join(_UNENFORCEABLE)
-        return (
-            f"process table, no cgroup: {self._why.reason} (memory is watched, not limited; can't enforce: {lacking})"
-        )
+        why = re.sub(r" \(\w+ /[^)]*\)", "", self._why.reason)  # a line can't hold the path, too; the doctor does
+        weaker = f"memory is watched, not limited; can't enforce: {', '.join(_UNENFORCEABLE)}"
+        return f"process table, no cgroup: {why} ({weaker})"
 
     @property
     def _why(self) -> Missing:
