@@ -19,11 +19,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("_syscalls", "_wire", "_process", "_kernel_text", "_cgroup_v1", "_cgroup", "_placement", "_steps"),
         *("_identity", "_namespaces", "_host", "_reaper"),
     ),
-    ("_guard", "_backends", "_container", "_daemon", "_recover"),
+    (
+        *("_guard", "_backends", "_container", "_daemon", "_recover"),
+        *("_shared", "_origins", "_exempt", "_owners"),
+    ),
     (
         *("hookspecs", "_seam", "_coverage", "_output", "_config", "_inside", "_workshop", "_verdict", "_report"),
         *("_judge", "_contained", "_runner"),
-        *("_leaks", "_session", "_xdist", "plugin"),
+        *("_leak_report", "_leaks", "_session", "_xdist", "plugin"),
     ),
 )
 # These stand above the library's floors and outside the plugin's: they may import what has no pytest in it.
