@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _EVENTS = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
-_THREADS = frozenset(("_thread.start_new_thread", "_thread.start_joinable_thread"))
 #: their threads work for whoever comes next
 _LENDS_THREADS = ("trio", "anyio")
 _STDLIB = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
@@ -142,13 +141,16 @@ class Origins:
         owner = self._threads.get(threading.current_thread())
         return self._owner() if owner is None or owner.ended else owner
 
-    def thread_started(self, args: tuple[Any, ...]) -> None:
-        """What a thread starts belongs to whoever started the thread, as long as that lives."""
-        thread = getattr(args[0], "__self__", None) if args else None
-        if isinstance(thread, threading.Thread):
-            module = getattr(getattr(thread, "_target", None), "__module__", None) or type(thread).__module__
-            if module.partition(".")[0] not in _LENDS_THREADS:
-                self._threads[thread] = self._owner_here()
+    def threads_belong_to(self, owner: Any) -> None:
+        """What a thread starts belongs to whoever started the thread: those that are new by now to *owner*.
+
+        An audit event tells of a thread since Python 3.12 only, so they are looked at where an owner's time ends.
+        """
+        for thread in threading.enumerate():
+            if thread not in self._threads:
+                module = getattr(getattr(thread, "_target", None), "__module__", None) or type(thread).__module__
+                lent = module.partition(".")[0] in _LENDS_THREADS
+                self._threads[thread] = None if lent else owner
 
     def _await_pid(self, origin: Origin) -> None:
         """The child that is about to be forked will write its pid into a slot of the page."""
@@ -277,7 +279,7 @@ _fork_exec: Any = None
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
-    if event in _EVENTS or event in _THREADS:
+    if event in _EVENTS:
         _heard(event, args)
 
 
@@ -286,10 +288,7 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
         return
     listener = _listeners[-1]
     try:
-        if event in _THREADS:
-            listener.thread_started(args)
-        else:
-            listener.heard(event, args, sys._getframe(2))
+        listener.heard(event, args, sys._getframe(2))
     except Exception:  # a hook that raises forbids what it should only watch
         return
 

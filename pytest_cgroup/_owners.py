@@ -114,6 +114,7 @@ class Book:
 
     def flush(self) -> None:
         """Whoever stands beside pytest belongs to the one whose time it is."""
+        self._origins.threads_belong_to(self._stack[-1])
         self._fetch_from_server()
         if self.ground.crowded() and self.ground.others():
             self._stack[-1].places.append(self.ground.hand_over())
