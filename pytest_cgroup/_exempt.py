@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ._origins import command_line
+from ._process import stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,9 +31,15 @@ PLUMBING = frozenset(("xdist",))
 
 
 def own_helper(pid: int) -> bool:
-    """Whether the process is a helper of the interpreter's own: a resource tracker or a fork server."""
+    """Whether the process is a helper of the interpreter's own: a resource tracker or a fork server.
+
+    What the fork server forks has the same command line, and is somebody's.
+    """
     line = _shown(pid)
-    return any(fnmatchcase(line, pattern) for pattern in _INTERPRETERS_OWN)
+    if not any(fnmatchcase(line, pattern) for pattern in _INTERPRETERS_OWN) or pid in fork_server_children():
+        return False
+    fields = stat_fields(pid)
+    return fields is not None and _shown(int(fields[1])) != line
 
 
 def named(pid: int, globs: Sequence[str]) -> bool:

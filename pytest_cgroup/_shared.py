@@ -242,18 +242,16 @@ class ProcessGround:
         self._show_cookie()
 
     def crowded(self) -> bool:
-        return has_children() and bool(self._newcomers())
+        return bool(self._here.members) or (has_children() and bool(self._newcomers()))
 
     def others(self) -> list[int]:
-        found: list[int] = []
         for pid in self._newcomers():
-            found += [pid, *descendants(pid)]
-        return [pid for pid in found if _lives(pid)]
+            self._here.take_in(pid)
+        return self._here.pids()
 
     def hand_over(self) -> Place:
-        here, others = self._here, self.others()
-        for pid in others:
-            here.take_in(pid)
+        here = self._here
+        self.others()
         self._places.append(here)
         self._here = self._new()
         self._show_cookie()
@@ -265,7 +263,7 @@ class ProcessGround:
         return place
 
     def take_in(self, pid: int) -> None:
-        self.forget(pid)
+        self._here.take_in(pid)
 
     def leave(self) -> None:
         _syscalls.set_child_subreaper(self._was_reaper)
@@ -276,8 +274,12 @@ class ProcessGround:
 
     def forget(self, pid: int) -> None:
         """No place has it any more."""
-        for place in self._places:
+        for place in (*self._places, self._here):
             place.members = {one for one in place.members if one.pid != pid}
+
+    def elsewhere(self, place: ProcessPlace) -> set[int]:
+        """Those who belong to another place, whoever their parents are."""
+        return {one.pid for other in (*self._places, self._here) if other is not place for one in other.members}
 
     def take_back(self, place: ProcessPlace) -> None:
         """Nobody is left of it."""
@@ -290,9 +292,14 @@ class ProcessGround:
     def _show_cookie(self) -> None:
         os.environ[_COOKIE] = self._here.cookie
 
+    def adopt_orphans(self) -> None:
+        """What a place's processes have left to pytest belongs to that place."""
+        if has_children():
+            self._newcomers()
+
     def _newcomers(self) -> list[int]:
         """pytest's own children that belong to no place yet. A place's own orphans go there on the way."""
-        known = self._before.union(*(place.members for place in self._places))
+        known = self._before.union(*(place.members for place in (*self._places, self._here)))
         found = []
         for pid in children():
             identity = ProcessId.of(pid)
@@ -308,7 +315,7 @@ class ProcessGround:
         fields = stat_fields(pid)
         leaders = {int(field) for field in fields[2:4]} if fields else set()
         cookie = _cookie_of(pid)
-        for place in self._places:
+        for place in self._places:  # pytest's own place is where it is new
             if place.cookie == cookie or not leaders.isdisjoint(place.pids_ever):
                 return place
         return None
@@ -325,12 +332,14 @@ class ProcessPlace:
 
     def pids(self) -> list[int]:
         """Parents before their children. Who ended while the table was read may have left orphans to pytest."""
-        self._ground.crowded()
-        for one in list(self.members):
-            if not one.alive:
-                self.members.discard(one)
-                continue
-            for pid in descendants(one.pid):
+        self._ground.adopt_orphans()
+        elsewhere = self._ground.elsewhere(self)
+        self.members = {one for one in self.members if one.alive}
+        todo = [one.pid for one in self.members]
+        while todo:
+            born = [pid for pid in children(todo.pop()) if pid not in elsewhere]
+            todo += born
+            for pid in born:
                 self._add(pid)
         return sorted((one.pid for one in self.members if one.alive), key=_start_time)
 
@@ -357,11 +366,6 @@ class ProcessPlace:
 
     def give_back(self) -> None:
         self._ground.take_back(self)
-
-
-def _lives(pid: int) -> bool:
-    fields = stat_fields(pid)
-    return fields is not None and fields[0] not in ("Z", "X")
 
 
 def _start_time(pid: int) -> int:
