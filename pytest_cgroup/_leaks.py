@@ -66,6 +66,7 @@ class LeakWatch:
         self._of_fixtures: list[tuple[FixtureOwner, list[Leak]]] = []
         self._others: list[Owner] = []
         book.session.judged = policy is not None
+        book.holders = lambda: [(owner, _seam.held_by(made)) for made, owner in self._fixtures.items()]
 
     # whose time it is
 

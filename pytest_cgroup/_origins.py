@@ -174,8 +174,11 @@ class Origins:
         return place, plumbing, ours
 
     def _users(self, frame: FrameType | None) -> tuple[str | None, tuple[str, ...], bool]:
-        """The innermost frame of the user's on a stack; where all of it is installed, the one that pytest called."""
-        last = None
+        """The innermost frame of the user's on a stack, and the outermost one, which pytest called.
+
+        Where all of it is installed: what pytest called.
+        """
+        first = outer = last = None
         plumbing: dict[str, None] = {}
         ours = False
         while frame is not None:
@@ -186,12 +189,16 @@ class Origins:
             if file.startswith(_OURS):
                 ours = True
             elif not _is_plumbing(file):
-                return self._shown(frame), tuple(plumbing), ours
+                first, outer = first or frame, frame
             elif not file.startswith(_STDLIB) and not file.startswith("<"):
                 last = frame
-            plumbing[top] = None
+            if first is None:
+                plumbing[top] = None
             frame = frame.f_back
-        return (None if last is None else self._shown(last)), tuple(plumbing), ours
+        if first is None or outer is None:
+            return (None if last is None else self._shown(last)), tuple(plumbing), ours
+        called = "" if outer is first else f", called at {self._shown(outer)}"
+        return self._shown(first) + called, tuple(plumbing), ours
 
     def _shown(self, frame: FrameType) -> str:
         return f"{frame.f_code.co_filename.removeprefix(self._root)}:{frame.f_lineno} in {frame.f_code.co_name}"

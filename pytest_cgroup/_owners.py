@@ -17,12 +17,13 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from . import _exempt
+from ._held import held_pids
 from ._origins import Origins, new_list, trace
 from ._process import describe, stat_fields
 from ._shared import ask_to_end, reap, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ._origins import Origin, Traced
     from ._outcome import Leak
@@ -56,6 +57,9 @@ class Owner:
 class Book:
     """The accounts of one pytest process.
 
+    Attributes:
+        holders: living owners, each with the objects that are its own; asked only when something is left.
+
     Args:
         ground: what pytest stands on.
         root: paths below it are shown relative to it.
@@ -83,6 +87,8 @@ class Book:
         self._nobody = Owner("nobody", judged=False)
         self._from_server: set[int] = set()
         self._pid = os.getpid()
+        self.holders: Callable[[], Iterable[tuple[Owner, list[object]]]] = lambda: ()
+        self._held: dict[int, Owner] | None = None
         self._origins = Origins(self._top, root)
         self._origins.start()
 
@@ -128,6 +134,7 @@ class Book:
 
     def end(self, owner: Owner) -> list[Leak]:
         """*owner* is over: what of it still lives, now killed. Its processes have a moment to end by themselves."""
+        self._held = None
         deadline = time.monotonic() + self._settle_seconds
         if self._stack[-1] is owner and owner.judged and self.ground.crowded():
             settle(lambda: self._suspects(self.ground.others(), owner), self._settle_seconds)
@@ -179,9 +186,13 @@ class Book:
         if _exempt.own_helper(pid):
             return self._nobody
         pool = _exempt.pool_workers() if self._keep_pools else frozenset()
-        for one in _line_of(pid):
+        line = _line_of(pid)
+        for one in line:
             if one in pool or _exempt.named(one, self._ignore):
                 return self._nobody
+        for one in line:
+            if (holder := self._holder(one, owner)) is not None:
+                return holder
         traced = self._trace(pid, owner)
         if traced is None:
             return None
@@ -190,6 +201,12 @@ class Book:
             return self._nobody
         other: Owner = origin.owner
         return other if traced.sure and other is not owner and not other.ended else None
+
+    def _holder(self, pid: int, owner: Owner) -> Owner | None:
+        if self._held is None:
+            holders = [pair for pair in self.holders() if pair[0] is not owner and not pair[0].ended]
+            self._held = {pid: holder for holder, roots in holders for pid in held_pids(roots)}
+        return self._held.get(pid)
 
     def _trace(self, pid: int, owner: Owner) -> Traced | None:
         others = chain.from_iterable(other.origins for other in self._living if other is not owner)

@@ -13,6 +13,7 @@ import inspect
 import io
 import os
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -452,6 +453,18 @@ _MADE_BY_PYTEST = (
 def used_fixtures(item: pytest.Item) -> list[Any]:
     """The definitions of all fixtures that *item* has asked for so far, those that fixtures asked for, too."""
     return list(getattr(getattr(item, "_request", None), "_fixture_defs", {}).values())
+
+
+def held_by(definition: Any) -> list[object]:
+    """The value of a fixture that is set up, its generator, which has its variables, and its finalizers."""
+    result = definition.cached_result
+    found: list[object] = [] if result is None else [result[0]]
+    for finalizer in definition._finalizers:
+        if isinstance(finalizer, functools.partial):
+            found += [arg for arg in finalizer.args if isinstance(arg, types.GeneratorType | types.AsyncGeneratorType)]
+        else:
+            found.append(finalizer)
+    return found
 
 
 def fixture_name(definition: Any, request: Any) -> tuple[str, str]:

@@ -209,6 +209,59 @@ def test_they_live(server):
     assert {leak["pid"] for leak in leaks(result.junit)} == {pid_of(pytester, name) for name in ("worker", "daemon")}
 
 
+@backends
+def test_what_a_fixture_holds_is_the_fixtures(pytester: pytest.Pytester, backend: str) -> None:
+    """Started in a test's time, but kept in the fixture's value, in a variable of it, or in that of its finalizer."""
+    source = """
+class Pool:
+    def __init__(self): self.workers = []
+    def grow(self): self.workers.append(subprocess.Popen(ARGV))
+@pytest.fixture(scope="session")
+def pool():
+    pool = Pool()
+    yield pool
+    for worker in pool.workers:
+        worker.kill()
+        worker.wait()
+@pytest.fixture(scope="module")
+def make(request):
+    made = []
+    def make():
+        made.append(subprocess.Popen(ARGV))
+        return made[-1].pid
+    def unmake():
+        for one in made:
+            one.kill()
+            one.wait()
+    request.addfinalizer(unmake)
+    return make
+@pytest.fixture(scope="module")
+def variable():
+    forks = {}
+    class Fork:
+        def __init__(self, pid): self.pid = pid
+    def put(pid): forks[len(forks)] = [Fork(pid)]
+    yield put
+    note("forgotten", forks[0][0].pid)
+def test_grow(pool): pool.grow()
+def test_make(make): note("made", make())
+def test_variable(variable): variable(os.posix_spawnp("sleep", ARGV, os.environ))
+def test_own(pool): popen("own")
+def test_they_live(pool):
+    assert pool.workers[0].poll() is None
+    os.kill(int(open("made.pid").read()), 0)
+    pool.workers[0].kill()
+    pool.grow()
+"""
+    result = watch(pytester, source, f"--cgroup-backend={backend}")
+    assert survivors(pytester) == {}
+    assert {leak["pid"]: leak["owner"] for leak in leaks(result.junit)} == {
+        pid_of(pytester, "own"): "test_it.py::test_own",
+        pid_of(pytester, "forgotten"): "fixture:variable",
+    }, result.text
+    assert result.counts == {"passed": 5, "error": 2}
+
+
 def test_a_fixture_is_told_when_the_run_stops_early(pytester: pytest.Pytester) -> None:
     """Its teardown comes after the last report: the status tells, and one more error on the test that used it."""
     source = """

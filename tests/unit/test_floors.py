@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("_guard", "_backends", "_container", "_daemon", "_recover"),
-        *("_shared", "_origins", "_exempt", "_owners"),
+        *("_shared", "_origins", "_exempt", "_held", "_owners"),
     ),
     (
         *("hookspecs", "_seam", "_coverage", "_output", "_config", "_inside", "_workshop", "_verdict", "_report"),
