@@ -23,6 +23,7 @@ class LeakReport:
 
     Attributes:
         failed: whether the run is to fail for a leak that is no test's.
+        trouble: why leaks were looked for no longer; None if they were to the end.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -30,6 +31,7 @@ class LeakReport:
         self._leaks: list[Leak] = []
         self._late: list[tuple[str, tuple[str, int | None, str], str, list[dict[str, object]]]] = []
         self.failed = False
+        self.trouble: str | None = None
 
     def add(self, leaks: Iterable[Leak], *, failed: bool = False) -> None:
         """Leaks that no test's report tells of."""
@@ -58,6 +60,7 @@ class LeakReport:
         if not told:
             return
         self.add(map(Leak.from_json, told["leaks"]), failed=bool(told["failed"]))
+        self.trouble = self.trouble or told["trouble"]
         for nodeid, location, text, leaks in told["late"]:
             report = _error(nodeid, tuple(location), text, map(Leak.from_json, leaks))
             report.node = node  # type: ignore[attr-defined]  # xdist does so with its own
@@ -68,14 +71,19 @@ class LeakReport:
         output = getattr(self._config, "workeroutput", None)
         if output is not None:
             leaks = [leak.to_json() for leak in self._leaks]
-            output[_OUTPUT] = {"leaks": leaks, "failed": self.failed, "late": self._late}
-        elif self.failed and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            output[_OUTPUT] = {"leaks": leaks, "failed": self.failed, "late": self._late, "trouble": self.trouble}
+        elif (self.failed or self.trouble) and session.exitstatus in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+        ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self._leaks:
+        if not self._leaks and self.trouble is None:
             return
         terminalreporter.section("process leaks")
+        if self.trouble is not None:
+            terminalreporter.write_line(f"not looked for to the end of the run: {_one_line(self.trouble)}")
         by_owner: dict[str, list[Leak]] = {}
         for leak in self._leaks:
             by_owner.setdefault(leak.owner or "?", []).append(leak)

@@ -226,6 +226,8 @@ class LeakWatch:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
+        if self._book.trouble is not None:
+            self._report.trouble = self._book.trouble
         if not self._book.here:
             return
         leaks: list[Leak] = []
@@ -239,7 +241,7 @@ class LeakWatch:
         self._report.add(leaks, failed=bool(leaks) and self._policy == "fail")
 
     def pytest_unconfigure(self) -> None:
-        if self._book.here:
+        if self._book.own:
             self._book.close()
 
 

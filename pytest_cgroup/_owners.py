@@ -21,6 +21,7 @@ from ._held import held_pids
 from ._origins import Origins, new_list, trace
 from ._process import describe, stat_fields
 from ._shared import ask_to_end, reap, settle
+from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -59,6 +60,7 @@ class Book:
 
     Attributes:
         holders: living owners, each with the objects that are its own; asked only when something is left.
+        trouble: why the accounts are closed before their time; None while all is well.
 
     Args:
         ground: what pytest stands on.
@@ -89,13 +91,20 @@ class Book:
         self._pid = os.getpid()
         self.holders: Callable[[], Iterable[tuple[Owner, list[object]]]] = lambda: ()
         self._held: dict[int, Owner] | None = None
+        self._pool: set[int] | None = None
+        self.trouble: str | None = None
         self._origins = Origins(self._top, root)
         self._origins.start()
 
     @property
-    def here(self) -> bool:
+    def own(self) -> bool:
         """Whether this is the process whose accounts these are, and not one that it forked."""
         return os.getpid() == self._pid
+
+    @property
+    def here(self) -> bool:
+        """Whether accounts are kept: in the process whose they are, and as long as all is well."""
+        return os.getpid() == self._pid and self.trouble is None
 
     def _top(self) -> Owner:
         return self._stack[-1]
@@ -120,10 +129,19 @@ class Book:
 
     def flush(self) -> None:
         """Whoever stands beside pytest belongs to the one whose time it is."""
+        if self.trouble is not None:
+            return
         self._origins.threads_belong_to(self._stack[-1])
-        self._fetch_from_server()
-        if self.ground.crowded() and self.ground.others():
-            self._stack[-1].places.append(self.ground.hand_over())
+        try:
+            self._fetch_from_server()
+            if self.ground.crowded() and self.ground.others():
+                self._stack[-1].places.append(self.ground.hand_over())
+        except (CgroupError, OSError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """The ground is taken away under our feet: what has been found is told, and nothing is looked for any more."""
+        self.trouble = f"{type(error).__name__}: {error}"
 
     def _fetch_from_server(self) -> None:
         """What multiprocessing's fork server has started since, for whoever asked it to."""
@@ -134,10 +152,13 @@ class Book:
 
     def end(self, owner: Owner) -> list[Leak]:
         """*owner* is over: what of it still lives, now killed. Its processes have a moment to end by themselves."""
-        self._held = None
+        self._held = self._pool = None
         deadline = time.monotonic() + self._settle_seconds
-        if self._stack[-1] is owner and owner.judged and self.ground.crowded():
-            settle(lambda: self._suspects(self.ground.others(), owner), self._settle_seconds)
+        try:
+            if self._stack[-1] is owner and owner.judged and self.ground.crowded():
+                settle(lambda: self._suspects(self.ground.others(), owner), self._settle_seconds)
+        except (CgroupError, OSError) as error:
+            self._give_up(error)
         self.leave(owner)
         owner.ended = True
         self._living.pop(owner, None)
@@ -148,13 +169,17 @@ class Book:
         places, owner.places = owner.places, []
         leaks: list[Leak] = []
         for place in places:
-            leaks += self._clear(place, owner, deadline - time.monotonic())
+            try:
+                leaks += self._clear(place, owner, deadline - time.monotonic())
+            except (CgroupError, OSError) as error:
+                self._give_up(error)
         return leaks
 
     def close(self) -> None:
         """pytest goes back to where it came from."""
         self._origins.stop()
-        self.ground.leave()
+        with contextlib.suppress(CgroupError, OSError):
+            self.ground.leave()
 
     # judging
 
@@ -185,10 +210,11 @@ class Book:
         """To whom but *owner* the process belongs; None if it is a leak of *owner*'s, or has ended."""
         if _exempt.own_helper(pid):
             return self._nobody
-        pool = _exempt.pool_workers() if self._keep_pools else frozenset()
+        if self._pool is None:
+            self._pool = _exempt.pool_workers() if self._keep_pools else set()
         line = _line_of(pid)
         for one in line:
-            if one in pool or _exempt.named(one, self._ignore):
+            if one in self._pool or _exempt.named(one, self._ignore):
                 return self._nobody
         for one in line:
             if (holder := self._holder(one, owner)) is not None:

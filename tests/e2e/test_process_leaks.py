@@ -289,3 +289,22 @@ def test_it():
     assert survivors(pytester) == {}
     assert (result.ret, result.counts["passed"]) == (0, 1)
     assert "test_it left behind 1 process" in section(result)
+
+
+@pytest.mark.requires("root", "kill")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_ground_the_run_says_so_and_fails(pytester: pytest.Pytester, workers: int) -> None:
+    """The cgroup that pytest stands in is taken away: no traceback of ours, and no silent pass."""
+    source = """
+def test_it():
+    with open("/proc/self/cgroup") as f:
+        own = next(line for line in f if line.startswith("0::")).strip().partition("::")[2]
+    mount = next(line.split()[4] for line in open("/proc/self/mountinfo") if " - cgroup2 " in line)
+    open(f"{mount}/cgroup.procs", "w").write("0")
+    os.rmdir(mount + own)
+def test_other(): pass
+"""
+    result = watch(pytester, source, workers=workers)
+    assert result.counts == {"passed": 2}
+    assert result.ret == 1
+    assert "not looked for to the end of the run: OSError: " in section(result)
