@@ -43,7 +43,8 @@ def test_every_way_in_every_phase(pytester: pytest.Pytester, backend: str, worke
         for way in NAMES:
             leak = told[pid_of(pytester, f"{phase}-{way}")]
             assert (leak["test"], leak["owner"]) == (f"test_{phase}[{way}]", f"test_it.py::test_{phase}[{way}]")
-            assert re.fullmatch(r"test_it\.py:\d+ in \w+", leak["started_at"]), leak
+            caller = "" if way == "in_a_thread" else rf", called at test_it\.py:\d+ in (in|test)_{phase}"
+            assert re.fullmatch(rf"test_it\.py:\d+ in \w+{caller}", leak["started_at"]), leak
     assert "test_nothing" not in section(result)
 
 
@@ -88,7 +89,7 @@ class TestIt:
     assert f"started at test_it.py:{line} in helper" in result.blocks["ERROR at teardown of TestIt.test_it"]
     text = result.blocks["ERROR at teardown of TestIt.test_shell"]
     (deep,) = [one for one in text.splitlines() if f"pid {pid_of(pytester, 'shell')}: " in one]
-    assert re.search(r"child of `sh -c .*`, started at test_it\.py:\d+ in below_a_shell$", deep)
+    assert re.search(r"child of `sh -c .*`, started at test_it\.py:\d+ in below_a_shell, called at .* in test_shell$", deep)
 
 
 def test_a_leak_is_added_to_the_tests_own_failure(pytester: pytest.Pytester) -> None:
