@@ -116,11 +116,13 @@ class CgroupGround:
             raise
 
     def crowded(self) -> bool:
-        """The second question is for cgroups that somebody made in this one, as a pytest in a test does."""
-        if not self._v2:
-            return read_file(f"{self._here.path}/cgroup.procs").encode() != self._alone
+        """The second question is for cgroups that somebody made in this one, as a pytest in a test does.
+
+        v1 answers from a list that may be a second old unless cgroup.procs is opened anew (pidlist_array_load).
+        """
         procs, directory = self._fds
-        return os.pread(procs, 64, 0) != self._alone or os.fstat(directory).st_nlink > 2
+        here = os.pread(procs, 64, 0) if self._v2 else read_file(f"{self._here.path}/cgroup.procs").encode()
+        return here != self._alone or os.fstat(directory).st_nlink > 2
 
     def others(self) -> list[int]:
         me = os.getpid()
@@ -174,9 +176,8 @@ class CgroupGround:
     def _step(self, cgroup: Cgroup) -> None:
         cgroup.adopt(0)
         self._close()
-        if self._v2:
-            procs = os.open(f"{cgroup.path}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
-            self._fds = procs, os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        procs = os.open(f"{cgroup.path}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
+        self._fds = procs, os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _close(self) -> None:
         for fd in self._fds:
