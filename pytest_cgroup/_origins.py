@@ -190,7 +190,7 @@ class Origins:
                 ours = True
             elif not _is_plumbing(file):
                 first, outer = first or frame, frame
-            elif not file.startswith(_STDLIB) and not file.startswith("<"):
+            elif _is_installed(file):
                 last = frame
             if first is None:
                 plumbing[top] = None
@@ -274,7 +274,12 @@ def _text(word: object) -> str:
 
 
 def _is_plumbing(file: str) -> bool:
-    return file.startswith(("<", *_STDLIB)) or any(part in file for part in _INSTALLED)
+    return file.startswith(("<", *_STDLIB)) or _is_installed(file)
+
+
+def _is_installed(file: str) -> bool:
+    """A package's, and not the standard library's, in whose directory site-packages may lie."""
+    return any(part in file for part in _INSTALLED)
 
 
 # the hook of this process

@@ -89,7 +89,9 @@ class TestIt:
     assert f"started at test_it.py:{line} in helper" in result.blocks["ERROR at teardown of TestIt.test_it"]
     text = result.blocks["ERROR at teardown of TestIt.test_shell"]
     (deep,) = [one for one in text.splitlines() if f"pid {pid_of(pytester, 'shell')}: " in one]
-    assert re.search(r"child of `sh -c .*`, started at test_it\.py:\d+ in below_a_shell, called at .* in test_shell$", deep)
+    assert re.search(
+        r"child of `sh -c .*`, started at test_it\.py:\d+ in below_a_shell, called at .* in test_shell$", deep
+    )
 
 
 def test_a_leak_is_added_to_the_tests_own_failure(pytester: pytest.Pytester) -> None:
