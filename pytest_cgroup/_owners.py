@@ -267,7 +267,8 @@ def _told(pid: int, traced: Traced | None, owner: Owner, me: int) -> Leak | None
 def _take_in_the_end(pid: int, traced: Traced | None) -> None:
     """A child of ours was killed: the object that stands for it hears of that, and if there is none nobody else does.
 
-    Else the next test that waits for any child would see it. asyncio's has a watcher that waits by itself.
+    Else the next test that waits for any child would see it. asyncio has a watcher that waits by itself, and a package
+    that forks has an object of its own that will, as ptyprocess has.
     """
     origin: Origin | None = None if traced is None or traced.deeper else traced.origin
     if origin is not None and "asyncio" in origin.plumbing:
@@ -280,4 +281,5 @@ def _take_in_the_end(pid: int, traced: Traced | None) -> None:
             if process.pid == pid:
                 process.exitcode  # noqa: B018  # asking it is what takes it in
                 return
-    reap(pid)
+    if origin is None or sys.stdlib_module_names.issuperset(origin.plumbing):
+        reap(pid)

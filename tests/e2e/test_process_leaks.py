@@ -154,6 +154,33 @@ def test_no_child_is_left_to_wait_for():
         assert survivors(pytester) == {}
 
 
+def test_a_package_that_forks_waits_for_its_own(pytester: pytest.Pytester) -> None:
+    """As ptyprocess does, whose object complains where somebody else has waited."""
+    pytester.path.joinpath("site-packages").mkdir()
+    pytester.path.joinpath("site-packages/forker.py").write_text(
+        "import os\n"
+        "class Forked:\n"
+        "    def __init__(self):\n"
+        "        self.child = os.fork()\n"
+        "        if not self.child:\n"
+        "            os.execvp('sleep', ['sleep', '120'])\n"
+        "    def wait(self):\n"
+        "        return os.waitpid(self.child, 0)\n"
+    )
+    source = """
+sys.path.insert(0, "site-packages")
+import forker
+HELD = []
+def test_fork():
+    HELD.append(forker.Forked())
+    note("it", HELD[0].child)
+def test_wait(): assert os.WTERMSIG(HELD[0].wait()[1]) == 9
+"""
+    result = watch(pytester, source)
+    assert survivors(pytester) == {}
+    assert result.counts == {"passed": 2, "error": 1}
+
+
 @backends
 def test_what_was_there_before_is_nobodys(pytester: pytest.Pytester, backend: str) -> None:
     pytester.path.joinpath("before.py").write_text(
