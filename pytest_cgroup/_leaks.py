@@ -68,6 +68,10 @@ class LeakWatch:
         book.session.judged = policy is not None
         book.holders = lambda: [(owner, _seam.held_by(made)) for made, owner in self._fixtures.items()]
 
+    def pytest_report_header(self) -> str:
+        what = "those of marked tests" if self._policy is None else self._policy
+        return f"process leaks: {what}, found {self._book.ground.described}"
+
     # whose time it is
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -88,6 +92,8 @@ class LeakWatch:
         self._test = owner = None if contained else self._owner_of(item)
         if owner is not None:
             self._book.enter(owner)
+        else:
+            self._note_use(_seam.named_fixtures(item))  # its teardown is not told here
         try:
             result = yield
         except BaseException:
@@ -98,6 +104,11 @@ class LeakWatch:
                 self._book.end(owner)
             self._tell_of_fixtures()
         return result
+
+    def _note_use(self, definitions: list[Any]) -> None:
+        for definition in definitions if self._fixtures else ():
+            if (fixture := self._fixtures.get(definition)) is not None:
+                fixture.last = self._item
 
     def _owner_of(self, item: pytest.Item) -> Owner:
         spec = item.stash.get(shared_key, None)
@@ -126,10 +137,7 @@ class LeakWatch:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Wrapper:
-        if self._fixtures:
-            for definition in _seam.used_fixtures(item):
-                if (fixture := self._fixtures.get(definition)) is not None:
-                    fixture.last = item
+        self._note_use(_seam.used_fixtures(item))
         try:
             return (yield)
         finally:

@@ -123,10 +123,6 @@ class Book:
         elif owner in self._stack:
             self._stack.remove(owner)
 
-    def is_current(self, owner: Owner) -> bool:
-        """Whether it is *owner*'s time."""
-        return self._stack[-1] is owner
-
     def flush(self) -> None:
         """Whoever stands beside pytest belongs to the one whose time it is."""
         if self.trouble is not None:
@@ -162,11 +158,10 @@ class Book:
         self.leave(owner)
         owner.ended = True
         self._living.pop(owner, None)
-        if not owner.judged:
-            self._nobody.places += owner.places
-            owner.places = []
-            return []
         places, owner.places = owner.places, []
+        if not owner.judged:
+            self._let_be(places)
+            return []
         leaks: list[Leak] = []
         for place in places:
             try:
@@ -198,9 +193,17 @@ class Book:
             place.kill(_KILL_SECONDS)
             for pid in ours:
                 _take_in_the_end(pid, found[pid])
-        if not place.pids():
-            place.give_back()
+        self._let_be([place])
         return leaks
+
+    def _let_be(self, places: list[Place]) -> None:
+        """Whoever still lives there is nobody's; what is empty serves again."""
+        if not places:
+            return
+        self._nobody.places += places
+        for place in [place for place in self._nobody.places if not place.pids()]:
+            self._nobody.places.remove(place)
+            place.give_back()
 
     def _suspects(self, pids: list[int], owner: Owner) -> list[int]:
         """Those of *pids* that nobody else has a right to."""

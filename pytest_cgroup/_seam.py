@@ -455,6 +455,12 @@ def used_fixtures(item: pytest.Item) -> list[Any]:
     return list(getattr(getattr(item, "_request", None), "_fixture_defs", {}).values())
 
 
+def named_fixtures(item: pytest.Item) -> list[Any]:
+    """The definitions of the fixtures that *item* names, it or one of those, before it is set up."""
+    info = getattr(item, "_fixtureinfo", None)
+    return [definitions[-1] for definitions in info.name2fixturedefs.values() if definitions] if info else []
+
+
 def held_by(definition: Any) -> list[object]:
     """The value of a fixture that is set up, its generator, which has its variables, and its finalizers."""
     result = definition.cached_result

@@ -62,9 +62,15 @@ class Place(Protocol):
 
 
 class Ground(Protocol):
-    """Where pytest stands."""
+    """Where pytest stands.
+
+    Attributes:
+        name: ``"cgroup"`` or ``"process"``.
+        described: how its processes are found, for the header of the run.
+    """
 
     name: str
+    described: str
 
     def crowded(self) -> bool:
         """Whether somebody beside pytest may stand here; asked after every test, so it costs next to nothing."""
@@ -93,6 +99,7 @@ class CgroupGround:
     """
 
     name = "cgroup"
+    described = "by cgroups"
 
     def __init__(self, session: Cgroup) -> None:
         self._v2 = session.unified is not None
@@ -229,11 +236,16 @@ def _own_cgroup(*, v2: bool) -> Cgroup:
 
 
 class ProcessGround:
-    """Places are sets of processes below pytest, which reaps its orphans meanwhile."""
+    """Places are sets of processes below pytest, which reaps its orphans meanwhile.
+
+    Args:
+        why: why it is not cgroups, where they were to be had.
+    """
 
     name = "process"
 
-    def __init__(self) -> None:
+    def __init__(self, why: str = "") -> None:
+        self.described = "in the process table" + (f", since {why}" if why else "")
         self._was_reaper = _syscalls.set_child_subreaper(True)
         self._before = {identity for pid in descendants(os.getpid()) if (identity := ProcessId.of(pid))}
         self._places: list[ProcessPlace] = []
@@ -409,7 +421,9 @@ def reap(pid: int) -> None:
 
 def open_ground(session: Cgroup | None) -> Ground:
     """Cgroups below *session* where pytest can step into them, else the process table."""
-    if session is not None:
-        with contextlib.suppress(CgroupError, OSError):
-            return CgroupGround(session)
-    return ProcessGround()
+    if session is None:
+        return ProcessGround()
+    try:
+        return CgroupGround(session)
+    except (CgroupError, OSError) as error:
+        return ProcessGround(str(error))

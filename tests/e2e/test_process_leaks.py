@@ -67,6 +67,7 @@ def test_warn_names_kills_and_passes(pytester: pytest.Pytester, given: str) -> N
     result = run(pytester, source, *(["--process-leaks=warn"] if given != "ini" else []), usage_json=False)
     assert survivors(pytester) == {}
     assert (result.ret, result.counts) == (0, {"passed": 1, "warning": 1})
+    assert "process leaks: warn, found " in result.text
     assert "ContainedWarning: test_it.py::test_it left behind, now killed: 1 process (sleep)" in result.text
     assert f"pid {pid_of(pytester, 'it')}: sleep 120" in section(result)
     assert len(leaks(result.junit)) == 1

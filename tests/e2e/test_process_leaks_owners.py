@@ -299,11 +299,13 @@ def server(): popen("server")
 def test_one(server): pass
 @contained
 def test_two(server): os.kill(int(open("server.pid").read()), 0)
+@contained
+def test_three(): pass
 """
     result = watch(pytester, source)
     assert survivors(pytester) == {}
-    assert result.counts == {"passed": 2, "error": 1}
-    assert [leak["owner"] for leak in leaks(result.junit)] == ["fixture:server"]
+    assert result.counts == {"passed": 3, "error": 1}
+    assert [(leak["owner"], leak["test"]) for leak in leaks(result.junit)] == [("fixture:server", "test_two")]
 
 
 def test_a_living_fixture_keeps_what_it_owns(pytester: pytest.Pytester) -> None:
