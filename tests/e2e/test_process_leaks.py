@@ -37,7 +37,8 @@ def test_every_way_in_every_phase(pytester: pytest.Pytester, backend: str, worke
     assert survivors(pytester) == {}
     count = 3 * len(NAMES)
     assert result.ret == 1
-    assert result.counts == {"passed": count + 1, "error": count}
+    counts = {word: number for word, number in result.counts.items() if word != "warning"}  # of forks, in Python 3.12
+    assert counts == {"passed": count + 1, "error": count}
     told = {leak["pid"]: leak for leak in leaks(result.junit)}
     for phase in ("setup", "call", "teardown"):
         for way in NAMES:
