@@ -81,6 +81,60 @@ def fork(rounds: int, tests: int | None) -> None:
     print_table(f"A forked test, {count} empty tests, {rounds} rounds", head, rows)
 
 
+_SPAWNING = """
+import subprocess
+import pytest
+
+@pytest.fixture(scope="session", autouse=SERVED)
+def server():
+    child = subprocess.Popen(["sleep", "1000"])
+    yield
+    child.kill()
+    child.wait()
+"""
+
+
+def shared(rounds: int, tests: int | None) -> None:
+    """Leak detection in place, against pytest alone: empty tests, and tests that start a process each."""
+    count = tests or 2000
+    empty = _empty_tests(count)
+    head = _SPAWNING.replace("SERVED", "False")
+    spawning = head + "".join(f"def test_{n}(): subprocess.run(['true'], check=True)\n" for n in range(count // 10))
+    served = _SPAWNING.replace("SERVED", "True") + empty
+    watched = [*plugin_arguments(), "--process-leaks=warn"]
+    for title, source, size, (most, most_by_table) in (
+        ("empty tests", empty, count, (1.6, 2.0)),
+        ("empty tests beside a session's server", served, count, (1.6, None)),
+        ("tests that start `true`", spawning, count // 10, (1.05, None)),
+    ):
+        contenders = [
+            Contender("-p no:cgroup", source, ["-p", "no:cgroup"]),
+            Contender("--process-leaks=warn", source, watched, limit=most),
+            Contender("by the process table", source, [*watched, "--cgroup-backend=process"], limit=most_by_table),
+        ]
+        runs = take_turns(contenders, rounds)
+        rows = []
+        for contender, own in zip(contenders, runs, strict=True):
+            median, low, high = ratio([r.loop for r in own], [r.loop for r in runs[0]])
+            each = statistics.median(r.loop for r in own) / size
+            more = statistics.median(r.loop - plain.loop for r, plain in zip(own, runs[0], strict=True)) / size
+            rows.append(
+                [
+                    contender.name,
+                    f"{each * 1000:.3f} ms",
+                    f"{more * 1000:.3f} ms",
+                    f"{median:.3f}",
+                    f"{low:.3f}-{high:.3f}",
+                    verdict(median, contender.limit),
+                ]
+            )
+        print_table(
+            f"Leaks looked for in place, {size} {title}, {rounds} rounds",
+            ["", "a test", "more", "ratio", "quartiles", "limit"],
+            rows,
+        )
+
+
 def flat(_rounds: int, tests: int | None) -> None:
     """Many contained tests in one session: does pytest grow, and is a cgroup left?"""
     count = tests or 1000
@@ -203,4 +257,10 @@ def machine() -> str:
     )
 
 
-CASES: dict[str, Callable[[int, int | None], None]] = {"idle": idle, "fork": fork, "flat": flat, "bomb": bomb}
+CASES: dict[str, Callable[[int, int | None], None]] = {
+    "idle": idle,
+    "fork": fork,
+    "shared": shared,
+    "flat": flat,
+    "bomb": bomb,
+}

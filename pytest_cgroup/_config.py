@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ._spec import NEEDING, Spec, merge, parse_kwargs, parse_text
+from ._spec import FIELDS, NEEDING, Spec, merge, parse_kwargs, parse_text
+from ._values import parse_grace
 from .exceptions import CgroupError, ContainedWarning, SpecError
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ _BACKENDS = ("auto", "cgroup", "process")
 _MISSING = ("skip", "fail", "warn")
 _SCOPE = ("auto", "no")
 _TAKE_OVER = ("no", "yes")
+_LEAKS = ("off", "warn", "fail")
+_POOLS = ("keep", "report")
+#: what a test in place can be asked for; all else would be pytest's own
+_IN_PLACE = frozenset(("isolation", "leaks", "grace"))
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Trouble:
 spec_key = pytest.StashKey[Spec]()
 trouble_key = pytest.StashKey[Trouble]()
 lacking_key = pytest.StashKey[str]()
+#: of a test that is watched in place, and not forked
+shared_key = pytest.StashKey[Spec]()
 
 
 class TroubleTeller:
@@ -87,6 +94,24 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="N",
     )
     option("--resource-usage-json", "write what each contained test used, a JSON object a line", metavar="FILE")
+    option(
+        "--process-leaks",
+        "name the processes that a test or a fixture leaves behind, and kill them; nothing is forked",
+        metavar="{off,warn,fail}",
+    )
+    group.addoption(
+        "--process-leaks-ignore",
+        action="append",
+        default=None,
+        metavar="GLOB",
+        help="a process whose command line or program matches is no leak; may be given more than once",
+    )
+    parser.addini("process_leaks_ignore", "as process-leaks-ignore, one a line", type="linelist", default=[])
+    parser.addini("process_leaks_settle", "how long a process may take to end after its test (default: 100ms)")
+    parser.addini(
+        "process_leaks_pools",
+        "workers of an executor that somebody still holds: keep (default), or report",
+    )
     option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
     option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
     option(
@@ -140,6 +165,10 @@ class Settings:
         scope: whether systemd may be asked for a scope.
         take_over: whether other processes may be moved, in a private cgroup namespace.
         json: the file to write usage to, None for none.
+        process_leaks: ``"off"``, ``"warn"`` or ``"fail"``: of tests that run in place.
+        ignore: globs of processes that are no leaks.
+        settle_seconds: how long they may take to end.
+        keep_pools: whether the workers of a pool that is still held are no leaks.
 
     Raises:
         pytest.UsageError: one of them is wrong; the message says which, where, and what is allowed.
@@ -148,6 +177,10 @@ class Settings:
     def __init__(self, config: pytest.Config) -> None:
         self.missing = _one_of(config, "cgroup_missing", _MISSING)
         self.backend = _one_of(config, "cgroup_backend", _BACKENDS)
+        self.process_leaks = _one_of(config, "process_leaks", _LEAKS)
+        self.ignore = (*config.getini("process_leaks_ignore"), *(config.getoption("process_leaks_ignore") or ()))
+        self.settle_seconds = _settle(config)
+        self.keep_pools = _ini_one_of(config, "process_leaks_pools", _POOLS) == "keep"
         self.base = setting(config, "cgroup_base")[0] or None
         self.scope = _one_of(config, "cgroup_scope", _SCOPE) == "auto"
         self.take_over = _one_of(config, "cgroup_take_over", _TAKE_OVER) == "yes"
@@ -174,6 +207,21 @@ def _one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise pytest.UsageError(f"{where}={value!r}: allowed: {', '.join(allowed)}")
     return value
+
+
+def _ini_one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> str:
+    value = str(config.getini(name) or allowed[0])
+    if value not in allowed:
+        raise pytest.UsageError(f"ini {name}={value!r}: allowed: {', '.join(allowed)}")
+    return value
+
+
+def _settle(config: pytest.Config) -> float:
+    text = config.getini("process_leaks_settle")
+    try:
+        return parse_grace(text) if text else 0.1
+    except ValueError as error:
+        raise pytest.UsageError(f"ini process_leaks_settle={text!r}: {error}") from error
 
 
 def _layers(config: pytest.Config) -> tuple[Layer, ...]:
@@ -225,9 +273,15 @@ def merged(layers: tuple[Layer, ...]) -> Spec:
         SpecError: they contradict each other, or ask for what is not there yet.
     """
     spec = merge(*(values for _, values in layers), where=" and ".join(where for where, _ in layers))
-    for field, value in (("isolation", "shared"), ("slice", spec.slice)):
-        if value is not None and getattr(spec, field) == value:
-            raise SpecError(field, value, "is not there yet", where=_where(field, layers), allowed="leave it out")
+    if spec.slice is not None:
+        raise SpecError("slice", spec.slice, "is not there yet", where=_where("slice", layers), allowed="leave it out")
+    if spec.isolation == "shared":
+        for field in FIELDS:
+            value = getattr(spec, field.name)
+            if field.name not in _IN_PLACE and value != field.default and value != "max":
+                why = 'would hold for pytest itself: in place (isolation="shared") a test is only watched'
+                allowed = f'isolation="fork", or no {field.name}'
+                raise SpecError(field.name, value, why, where=_where(field.name, layers), allowed=allowed)
     return spec
 
 
@@ -269,6 +323,9 @@ def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> No
     if backend is None:
         lacks(item, settings, "everything: tests are contained on Linux only (run them there)")
         return
+    if spec.isolation == "shared" or _only_of_leaks(settings, layers):
+        item.stash[shared_key] = _with_policy(spec, settings, layers)
+        return
     try:
         spec = spec.resolve(_total_memory())
         check_here(spec, layers)
@@ -280,6 +337,19 @@ def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> No
             return
         spec = _without(spec, [field for field, _ in lacking])
     item.stash[spec_key] = spec
+
+
+def _only_of_leaks(settings: Settings, layers: tuple[Layer, ...]) -> bool:
+    """Under --process-leaks, a marker that speaks of leaks alone is about those, and asks for no process of its own."""
+    asked = {field for _, values in layers for field in values}
+    return settings.process_leaks != "off" and bool(asked) and asked <= {"leaks", "grace"}
+
+
+def _with_policy(spec: Spec, settings: Settings, layers: tuple[Layer, ...]) -> Spec:
+    """In place the option says what a leak does, unless a marker does."""
+    if settings.process_leaks == "off" or any("leaks" in values for _, values in layers):
+        return spec
+    return replace(spec, leaks="warn" if settings.process_leaks == "warn" else "fail")
 
 
 def lacks(item: pytest.Item, settings: Settings, what: str) -> bool:

@@ -135,7 +135,7 @@ class Judge:
 
     def _report_leaks(self, report: pytest.TestReport, outcome: Outcome) -> None:
         """A leak is added to the test's own failure and never replaces it."""
-        text = _verdict.leak_text(outcome)
+        text = _verdict.leak_text(outcome.leaks)
         policy = self.spec.leaks
         if policy == "warn":
             try:

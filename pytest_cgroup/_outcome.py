@@ -61,7 +61,8 @@ class Leak:
 
     ``status`` is psutil's word ("running", "sleeping", "zombie", "stopped", …), ``parents`` the chain upwards,
     nearest first, ``ports`` the TCP and UDP ports it listens on, ``owner`` the test or fixture that started it,
-    ``started_at`` local time in ISO 8601.
+    ``started_at`` the user's line that did (``"test_x.py:31 in test_a"``), and ``ancestor`` the command that was
+    started there, where that is not the leak itself but one that it descends from.
     """
 
     pid: int
@@ -74,6 +75,7 @@ class Leak:
     ports: tuple[int, ...] = ()
     status: str | None
     started_at: str | None = None
+    ancestor: str | None = None
 
     def describe(self) -> str:
         """One line that a person can act on; what the kernel did not tell is left out."""
@@ -90,10 +92,14 @@ class Leak:
             parts.append(f"listening on {', '.join(map(str, self.ports))}")
         if self.cwd is not None:
             parts.append(f"in {self.cwd}")
-        if self.parents:
+        if self.ancestor:
+            parts.append(f"child of `{self.ancestor}`")
+        elif self.parents:
             parts.append(f"child of {' < '.join(self.parents)}")
+        if self.started_at is not None:
+            parts.append(f"started at {self.started_at}")
         if self.owner is not None:
-            parts.append(f"started by {self.owner}")
+            parts.append(f"{'by' if self.started_at else 'started by'} {self.owner}")
         # An argument may hold a newline or an escape sequence; the report stays one harmless line.
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in ", ".join(parts))
 
@@ -197,6 +203,7 @@ def to_record(nodeid: str, outcome: Outcome, verdict: str | None = None) -> dict
                 "age_seconds": leak.age_seconds,
                 "rss_bytes": leak.rss_bytes,
                 "owner": leak.owner,
+                "started_at": leak.started_at,
             }
             for leak in outcome.leaks
         ],

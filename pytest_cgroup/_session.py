@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import Settings, Trouble, TroubleTeller, decide, trouble_key, wants_container
+from ._config import Settings, Trouble, TroubleTeller, decide, shared_key, trouble_key, wants_container
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from ._backends import Backend
     from ._host import Host
+    from ._leak_report import LeakReport
 
 
 class Session:
@@ -40,6 +41,8 @@ class Session:
                     check_base(host, self.settings.base)
             except CgroupError as error:
                 raise pytest.UsageError(str(error)) from error
+        if self.settings.process_leaks != "off" and not config.option.collectonly:
+            self._watch_leaks()
 
     def header(self) -> str | None:
         """The rung, in one line, where an option says that it will matter."""
@@ -68,8 +71,42 @@ class Session:
         host, backend = self._use()
         for item in contained:
             decide(item, self.settings, backend)
+        if any(shared_key in item.stash for item in contained):
+            self._watch_leaks()
         if not plugins.has_plugin("cgroup-runner"):
             plugins.register(Runner(self.config, host, backend), "cgroup-runner")
+
+    def _watch_leaks(self) -> None:
+        """Look for leaks in place. xdist's controller runs no tests: it only tells what the workers found."""
+        plugins = self.config.pluginmanager
+        if plugins.has_plugin("cgroup-leak-report") or sys.platform != "linux":
+            return
+        from ._leak_report import LeakReport
+
+        report = LeakReport(self.config)
+        if hasattr(self.config, "workerinput") or getattr(self.config.option, "dist", "no") == "no":
+            self._watch_leaks_here(report)
+        plugins.register(report, "cgroup-leak-report")
+
+    def _watch_leaks_here(self, report: LeakReport) -> None:
+        from ._leaks import LeakWatch
+        from ._owners import Book
+        from ._shared import open_ground
+
+        try:
+            host, backend = self._use()
+        except (CgroupError, OSError) as error:
+            raise pytest.UsageError(f"--process-leaks: {error}") from error
+        settings = self.settings
+        book = Book(
+            open_ground(host.placement.session if backend.name == "cgroup" else None),
+            root=str(self.config.rootpath),
+            settle_seconds=settings.settle_seconds,
+            ignore=settings.ignore,
+            keep_pools=settings.keep_pools,
+        )
+        policy = None if settings.process_leaks == "off" else settings.process_leaks
+        self.config.pluginmanager.register(LeakWatch(book, policy, report), "cgroup-leaks")
 
     def _impossible(self) -> str | None:
         """Why no test at all can be contained here."""

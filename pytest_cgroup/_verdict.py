@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from ._outcome import signal_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
     from ._outcome import Leak, Outcome
@@ -32,7 +34,7 @@ def crash_text(outcome: Outcome, *, expect: str | None, leaks: bool) -> str:
     first = _how(outcome) if expect is None else f"{_how(outcome)}, but was expected to end by {expect}"
     lines = [first, *(f"note: {note}" for note in notes(outcome))]
     if outcome.leaks and leaks:
-        lines += ["", leak_text(outcome)]
+        lines += ["", leak_text(outcome.leaks)]
     if outcome.stack:
         lines += ["", "the last Python stack:", users_stack(outcome.stack)]
     return "\n".join(lines)
@@ -78,9 +80,8 @@ def plural(count: int, what: str, ending: str = "s") -> str:
     return f"{count} {what}{'' if count == 1 else ending}"
 
 
-def leak_text(outcome: Outcome) -> str:
+def leak_text(leaks: Sequence[Leak]) -> str:
     """The processes that were left behind, one a line."""
-    leaks = outcome.leaks
     names = ", ".join((ascii(leak.argv[0])[1:-1] if leak.argv else leak.status or "?") for leak in leaks[:3])
     first = f"left behind, now killed: {plural(len(leaks), 'process', 'es')} ({names}{', …' if len(leaks) > 3 else ''})"
     return "\n".join([first, *(f"  {leak_line(leak)}" for leak in leaks)])

@@ -36,7 +36,7 @@ MARKERS = {
     "relative": ('readonly="etc"', ["readonly='etc'", "absolute"]),
     "no_readonly": ('readonly=["/no/such/path"]', ["readonly='/no/such/path'", "no such path"]),
     "no_hidden": ('hidden="/no/such/path"', ["hidden='/no/such/path'", "no such path"]),
-    "not_yet_shared": ('isolation="shared"', ["isolation='shared'", "not there yet"]),
+    "in_place": ('isolation="shared", pids=5', ["pids=5", "would hold for pytest itself"]),
     "not_yet_slice": ('slice="db"', ["slice='db'", "not there yet"]),
     "positional": ('"64M"', ["('64M',)", "by keyword"]),
 }

@@ -32,6 +32,7 @@ leaks = st.builds(
     ports=st.lists(st.integers(0, 65535), max_size=3).map(tuple),
     status=st.none() | st.sampled_from(["running", "zombie"]),
     started_at=st.none() | text,
+    ancestor=st.none() | text,
 )
 outcomes = st.builds(
     Outcome,

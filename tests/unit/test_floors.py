@@ -22,10 +22,11 @@ _steps _identity _namespaces
 _environment _remedies _host _reaper
 
 _guard _backends _doctor _entry _container _daemon _recover
+_shared _origins _exempt _held _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
 _judge _child _contained _frames _runner
-_leaks _session _xdist plugin
+_leak_report _leaks _session _xdist plugin
 """
 FLOORS = tuple(tuple(floor.split()) for floor in _FLOORS.split("\n\n"))
 # These stand above the library's floors and outside the plugin's: they may import what has no pytest in it.

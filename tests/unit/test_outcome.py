@@ -22,7 +22,7 @@ LEAK = Leak(
     parents=("sh (41)", "pytest (7)"),
     ports=(6379, 16379),
     status="sleeping",
-    started_at="2030-01-02T03:04:05",
+    started_at="test_x.py:31 in test_a",
 )
 FULL = Outcome(
     ended="oom",
@@ -172,7 +172,7 @@ def test_signal_name(number: int, name: str) -> None:
 def test_a_leak_is_one_line_that_a_person_can_act_on() -> None:
     assert LEAK.describe() == (
         "pid 42: redis-server --dir '/a b', sleeping, age 1.50 s, 5M RSS, listening on 6379, 16379, in /srv, "
-        "child of sh (41) < pytest (7), started by tests/test_x.py::test_y"
+        "child of sh (41) < pytest (7), started at test_x.py:31 in test_a, by tests/test_x.py::test_y"
     )
 
 
@@ -202,6 +202,7 @@ def test_the_json_record_has_the_documented_keys() -> None:
             "age_seconds": 1.5,
             "rss_bytes": 5 * 1024**2,
             "owner": "tests/test_x.py::test_y",
+            "started_at": "test_x.py:31 in test_a",
         }
     ]
     assert record == {

@@ -109,9 +109,9 @@ def test_a_stack_of_pytest_alone_is_shown_whole() -> None:
 
 
 def test_leaks_are_counted_named_and_harmless() -> None:
-    one = outcome(leaks=(_LEAK,))
+    one = (_LEAK,)
     assert leak_text(one).splitlines()[0] == "left behind, now killed: 1 process (a\\x1b[31m)"
-    many = outcome(leaks=(_LEAK,) * 5)
+    many = (_LEAK,) * 5
     assert leak_text(many).splitlines()[0].startswith("left behind, now killed: 5 processes (")
     assert leak_text(many).splitlines()[0].endswith(", …)")
     assert len(leak_text(many).splitlines()) == 6

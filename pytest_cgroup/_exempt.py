@@ -1,0 +1,95 @@
+"""Processes that are nobody's leak: what the interpreter starts for itself, pools that are kept, what the user names.
+
+Read from modules that are loaded already, never imported here. What of them is private is looked for, not relied upon:
+where it is not, the process is judged like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from ._origins import command_line
+from ._process import stat_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# They outlive the test that happened to need them first, and end with the interpreter.
+_INTERPRETERS_OWN = (
+    "*from multiprocessing.resource_tracker import main*",
+    "*from multiprocessing.forkserver import main*",
+    "*resource_tracker import main; main(*",  # loky's
+    "*-m loky.backend.resource_tracker*",
+)
+#: what starts helpers of its own by way of these packages
+PLUMBING = frozenset(("xdist",))
+
+
+def own_helper(pid: int) -> bool:
+    """Whether the process is a helper of the interpreter's own: a resource tracker or a fork server.
+
+    What the fork server forks has the same command line, and is somebody's.
+    """
+    line = _shown(pid)
+    if not any(fnmatchcase(line, pattern) for pattern in _INTERPRETERS_OWN) or pid in fork_server_children():
+        return False
+    fields = stat_fields(pid)
+    return fields is not None and _shown(int(fields[1])) != line
+
+
+def named(pid: int, globs: Sequence[str]) -> bool:
+    """Whether one of *globs* matches the command line as a shell shows it, or the name of the program."""
+    if not globs:
+        return False
+    argv = command_line(pid)
+    names = (_shown(pid), os.path.basename(argv[0]) if argv else "", _comm(pid))
+    return any(fnmatchcase(name, glob) for glob in globs for name in names if name)
+
+
+def pool_workers() -> set[int]:
+    """The workers of executors that somebody still holds and has not shut down, of concurrent.futures and loky."""
+    found: set[int] = set()
+    for name, module in list(sys.modules.items()):
+        if name == "concurrent.futures.process" or name.endswith("loky.process_executor"):
+            for thread in list(getattr(module, "_threads_wakeups", ())):
+                found.update(_workers(thread))
+    return found
+
+
+def _workers(thread: Any) -> Iterator[int]:
+    with contextlib.suppress(Exception):  # another version's thread may be anything
+        executor = thread.executor_reference()
+        held = executor is not None and not getattr(executor, "_shutdown_thread", False)
+        flags = getattr(executor, "_flags", None)
+        if held and not getattr(flags, "shutdown", False):
+            yield from list(thread.processes)
+
+
+def fork_server_children() -> set[int]:
+    """The processes that multiprocessing's fork server has started for this one: they are not born where it stands."""
+    started = getattr(sys.modules.get("multiprocessing.process"), "_children", None)
+    if not started:
+        return set()
+    popens: list[Any] = [getattr(process, "_popen", None) for process in list(started)]
+    return {
+        popen.pid
+        for popen in popens
+        if type(popen).__module__ == "multiprocessing.popen_forkserver" and popen.returncode is None
+    }
+
+
+def _shown(pid: int) -> str:
+    return shlex.join(command_line(pid))
+
+
+def _comm(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
+            return f.read().strip()
+    except OSError:
+        return ""

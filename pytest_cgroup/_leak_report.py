@@ -1,0 +1,115 @@
+"""The section "process leaks" at the end of a run, gathered from the tests' reports and from xdist's workers."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ._outcome import Leak
+from ._verdict import leak_line, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: the property that carries a test's leaks as JSON: on the teardown report it crosses xdist and lands in JUnit
+PROPERTY = "process_leaks"
+_OUTPUT = "cgroup_process_leaks"
+
+
+class LeakReport:
+    """The plugin that tells of leaks: in pytest itself, in xdist's controller, and in its workers.
+
+    Attributes:
+        failed: whether the run is to fail for a leak that is no test's.
+        trouble: why leaks were looked for no longer; None if they were to the end.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._leaks: list[Leak] = []
+        self._late: list[tuple[str, tuple[str, int | None, str], str, list[dict[str, object]]]] = []
+        self.failed = False
+        self.trouble: str | None = None
+
+    def add(self, leaks: Iterable[Leak], *, failed: bool = False) -> None:
+        """Leaks that no test's report tells of."""
+        self._leaks += leaks
+        self.failed = self.failed or failed
+
+    def blame(self, nodeid: str, location: tuple[str, int | None, str], text: str, leaks: Iterable[Leak]) -> None:
+        """An error of a test that has had all of its reports. A worker can't make one more: the controller does."""
+        if hasattr(self._config, "workerinput"):
+            self._late.append((nodeid, location, text, [leak.to_json() for leak in leaks]))
+        else:
+            self._log(_error(nodeid, location, text, leaks))
+
+    def _log(self, report: pytest.TestReport) -> None:
+        self._config.hook.pytest_runtest_logreport(report=report)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown" and not hasattr(self._config, "workerinput"):
+            for name, value in report.user_properties:
+                if name == PROPERTY and isinstance(value, str):
+                    self.add(Leak.from_json(one) for one in json.loads(value))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        told = getattr(node, "workeroutput", {}).get(_OUTPUT)
+        if not told:
+            return
+        self.add(map(Leak.from_json, told["leaks"]), failed=bool(told["failed"]))
+        self.trouble = self.trouble or told["trouble"]
+        for nodeid, location, text, leaks in told["late"]:
+            report = _error(nodeid, tuple(location), text, map(Leak.from_json, leaks))
+            report.node = node  # type: ignore[attr-defined]  # xdist does so with its own
+            self._log(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        output = getattr(self._config, "workeroutput", None)
+        if output is not None:
+            leaks = [leak.to_json() for leak in self._leaks]
+            output[_OUTPUT] = {"leaks": leaks, "failed": self.failed, "late": self._late, "trouble": self.trouble}
+        elif (self.failed or self.trouble) and session.exitstatus in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+        ):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self._leaks and self.trouble is None:
+            return
+        terminalreporter.section("process leaks")
+        if self.trouble is not None:
+            terminalreporter.write_line(f"not looked for to the end of the run: {_one_line(self.trouble)}")
+        by_owner: dict[str, list[Leak]] = {}
+        for leak in self._leaks:
+            by_owner.setdefault(leak.owner or "?", []).append(leak)
+        for owner, leaks in by_owner.items():
+            terminalreporter.write_line(f"{_one_line(owner)} left behind {plural(len(leaks), 'process', 'es')}:")
+            for leak in leaks:
+                terminalreporter.write_line(f"  {leak_line(leak)}")
+
+
+def as_property(leaks: Iterable[Leak]) -> tuple[str, str]:
+    """Leaks as a user property of a report."""
+    return PROPERTY, json.dumps([leak.to_json() for leak in leaks])
+
+
+def _error(nodeid: str, location: tuple[str, int | None, str], text: str, leaks: Iterable[Leak]) -> pytest.TestReport:
+    """One more teardown report of a test."""
+    return pytest.TestReport(
+        nodeid=nodeid,
+        location=location,
+        keywords={},
+        outcome="failed",
+        longrepr=text,
+        when="teardown",
+        user_properties=[as_property(leaks)],
+    )
+
+
+def _one_line(name: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

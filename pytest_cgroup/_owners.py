@@ -1,0 +1,288 @@
+"""Who owns which process: every start falls into somebody's time, and what outlives its owner is a leak.
+
+Owners stack: the session, a fixture that is set up or torn down, a test. `Book.enter` and `Book.leave` are called where
+one begins and ends; who stands beside pytest then belongs to the one whose time it was. Children belong to their
+parent's owner. What a thread starts belongs to whoever started the thread, as long as that lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from . import _exempt
+from ._held import held_pids
+from ._origins import Origins, new_list, trace
+from ._process import describe, stat_fields
+from ._shared import ask_to_end, reap, settle
+from .exceptions import CgroupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ._origins import Origin, Traced
+    from ._outcome import Leak
+    from ._shared import Ground, Place
+
+_KILL_SECONDS = 10.0
+
+
+class Owner:
+    """Somebody whom processes can belong to.
+
+    Attributes:
+        name: ``"test_x.py::test_a"``, ``"fixture:db"``, ``"collection of test_x.py"``, ``"session"``.
+        judged: whether what outlives it is a leak; if not it is left alone.
+        grace: seconds between SIGTERM and SIGKILL.
+        places: where its processes were born.
+        ended: whether it is over.
+    """
+
+    __slots__ = ("__weakref__", "ended", "grace", "judged", "name", "origins", "places")
+
+    def __init__(self, name: str, *, judged: bool = True, grace: float = 0.0) -> None:
+        self.name = name
+        self.judged = judged
+        self.grace = grace
+        self.origins = new_list()
+        self.places: list[Place] = []
+        self.ended = False
+
+
+class Book:
+    """The accounts of one pytest process.
+
+    Attributes:
+        holders: living owners, each with the objects that are its own; asked only when something is left.
+        trouble: why the accounts are closed before their time; None while all is well.
+
+    Args:
+        ground: what pytest stands on.
+        root: paths below it are shown relative to it.
+        settle_seconds: how long a process may take to end by itself after its owner.
+        ignore: globs of what is nobody's leak.
+        keep_pools: whether the workers of an executor that somebody still holds are nobody's leak.
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        *,
+        root: str,
+        settle_seconds: float = 0.1,
+        ignore: Sequence[str] = (),
+        keep_pools: bool = True,
+    ) -> None:
+        self.ground = ground
+        self.session = Owner("session")
+        self._settle_seconds = settle_seconds
+        self._ignore = ignore
+        self._keep_pools = keep_pools
+        self._stack = [self.session]
+        self._living: dict[Owner, None] = {self.session: None}
+        self._nobody = Owner("nobody", judged=False)
+        self._from_server: set[int] = set()
+        self._pid = os.getpid()
+        self.holders: Callable[[], Iterable[tuple[Owner, list[object]]]] = lambda: ()
+        self._held: dict[int, Owner] | None = None
+        self._pool: set[int] | None = None
+        self.trouble: str | None = None
+        self._origins = Origins(self._top, root)
+        self._origins.start()
+
+    @property
+    def own(self) -> bool:
+        """Whether this is the process whose accounts these are, and not one that it forked."""
+        return os.getpid() == self._pid
+
+    @property
+    def here(self) -> bool:
+        """Whether accounts are kept: in the process whose they are, and as long as all is well."""
+        return os.getpid() == self._pid and self.trouble is None
+
+    def _top(self) -> Owner:
+        return self._stack[-1]
+
+    def enter(self, owner: Owner) -> None:
+        """From now on what is started belongs to *owner*."""
+        self.flush()
+        self._stack.append(owner)
+        self._living[owner] = None
+
+    def leave(self, owner: Owner) -> None:
+        """*owner*'s time is over for now; it may come again."""
+        self.flush()
+        if self._stack[-1] is owner:
+            self._stack.pop()
+        elif owner in self._stack:
+            self._stack.remove(owner)
+
+    def flush(self) -> None:
+        """Whoever stands beside pytest belongs to the one whose time it is."""
+        if self.trouble is not None:
+            return
+        self._origins.threads_belong_to(self._stack[-1])
+        try:
+            self._fetch_from_server()
+            if self.ground.crowded() and self.ground.others():
+                self._stack[-1].places.append(self.ground.hand_over())
+        except (CgroupError, OSError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """The ground is taken away under our feet: what has been found is told, and nothing is looked for any more."""
+        self.trouble = f"{type(error).__name__}: {error}"
+
+    def _fetch_from_server(self) -> None:
+        """What multiprocessing's fork server has started since, for whoever asked it to."""
+        started = _exempt.fork_server_children()
+        for pid in started - self._from_server:
+            self.ground.take_in(pid)
+        self._from_server = started
+
+    def end(self, owner: Owner) -> list[Leak]:
+        """*owner* is over: what of it still lives, now killed. Its processes have a moment to end by themselves."""
+        self._held = self._pool = None
+        deadline = time.monotonic() + self._settle_seconds
+        try:
+            if self._stack[-1] is owner and owner.judged and self.ground.crowded():
+                settle(lambda: self._suspects(self.ground.others(), owner), self._settle_seconds)
+        except (CgroupError, OSError) as error:
+            self._give_up(error)
+        self.leave(owner)
+        owner.ended = True
+        self._living.pop(owner, None)
+        places, owner.places = owner.places, []
+        if not owner.judged:
+            self._let_be(places)
+            return []
+        leaks: list[Leak] = []
+        for place in places:
+            try:
+                leaks += self._clear(place, owner, deadline - time.monotonic())
+            except (CgroupError, OSError) as error:
+                self._give_up(error)
+        return leaks
+
+    def close(self) -> None:
+        """pytest goes back to where it came from."""
+        self._origins.stop()
+        with contextlib.suppress(CgroupError, OSError):
+            self.ground.leave()
+
+    # judging
+
+    def _clear(self, place: Place, owner: Owner, patience: float) -> list[Leak]:
+        left = settle(lambda: self._suspects(place.pids(), owner), patience)
+        me = os.getpid()
+        found = {pid: self._trace(pid, owner) for pid in left}
+        leaks = [leak for pid, traced in found.items() if (leak := _told(pid, traced, owner, me)) is not None]
+        for pid in place.pids():
+            if pid not in found and (other := self._rightful(pid, owner)) is not None:
+                self._place_of(other).take_in(pid)
+        if found:
+            ours = {pid for pid in found if (fields := stat_fields(pid)) and int(fields[1]) == me}
+            if owner.grace:
+                ask_to_end(place.pids, owner.grace)
+            place.kill(_KILL_SECONDS)
+            for pid in ours:
+                _take_in_the_end(pid, found[pid])
+        self._let_be([place])
+        return leaks
+
+    def _let_be(self, places: list[Place]) -> None:
+        """Whoever still lives there is nobody's; what is empty serves again."""
+        if not places:
+            return
+        self._nobody.places += places
+        for place in [place for place in self._nobody.places if not place.pids()]:
+            self._nobody.places.remove(place)
+            place.give_back()
+
+    def _suspects(self, pids: list[int], owner: Owner) -> list[int]:
+        """Those of *pids* that nobody else has a right to."""
+        return [pid for pid in pids if self._rightful(pid, owner) is None]
+
+    def _rightful(self, pid: int, owner: Owner) -> Owner | None:
+        """To whom but *owner* the process belongs; None if it is a leak of *owner*'s, or has ended."""
+        if _exempt.own_helper(pid):
+            return self._nobody
+        if self._pool is None:
+            self._pool = _exempt.pool_workers() if self._keep_pools else set()
+        line = _line_of(pid)
+        for one in line:
+            if one in self._pool or _exempt.named(one, self._ignore):
+                return self._nobody
+        for one in line:
+            if (holder := self._holder(one, owner)) is not None:
+                return holder
+        traced = self._trace(pid, owner)
+        if traced is None:
+            return None
+        origin = traced.origin
+        if traced.sure and (origin.ours or not _exempt.PLUMBING.isdisjoint(origin.plumbing)):
+            return self._nobody
+        other: Owner = origin.owner
+        return other if traced.sure and other is not owner and not other.ended else None
+
+    def _holder(self, pid: int, owner: Owner) -> Owner | None:
+        if self._held is None:
+            holders = [pair for pair in self.holders() if pair[0] is not owner and not pair[0].ended]
+            self._held = {pid: holder for holder, roots in holders for pid in held_pids(roots)}
+        return self._held.get(pid)
+
+    def _trace(self, pid: int, owner: Owner) -> Traced | None:
+        others = chain.from_iterable(other.origins for other in self._living if other is not owner)
+        return trace(pid, owner.origins, others)
+
+    def _place_of(self, owner: Owner) -> Place:
+        if not owner.places:
+            owner.places.append(self.ground.new_place())
+        return owner.places[0]
+
+
+def _line_of(pid: int) -> list[int]:
+    """The process and its parents, up to this process or the end."""
+    me, found = os.getpid(), []
+    while pid > 1 and pid != me and pid not in found:
+        found.append(pid)
+        fields = stat_fields(pid)
+        pid = int(fields[1]) if fields else 0
+    return found
+
+
+def _told(pid: int, traced: Traced | None, owner: Owner, me: int) -> Leak | None:
+    leak = describe(pid, owner=owner.name, ancestors_until=me)
+    if leak is None or traced is None:
+        return leak
+    origin = traced.origin
+    ancestor = (shlex.join(origin.argv) or None) if traced.deeper else None
+    name = origin.owner.name if traced.sure else owner.name
+    return dataclasses.replace(leak, owner=name, started_at=origin.place, ancestor=ancestor)
+
+
+def _take_in_the_end(pid: int, traced: Traced | None) -> None:
+    """A child of ours was killed: the object that stands for it hears of that, and if there is none nobody else does.
+
+    Else the next test that waits for any child would see it. asyncio has a watcher that waits by itself, and a package
+    that forks has an object of its own that will, as ptyprocess has.
+    """
+    origin: Origin | None = None if traced is None or traced.deeper else traced.origin
+    if origin is not None and "asyncio" in origin.plumbing:
+        return
+    if origin is not None and origin.pid == pid and (popen := origin.popen) is not None:
+        popen.poll()
+        return
+    for process in list(getattr(sys.modules.get("multiprocessing.process"), "_children", ())):
+        with contextlib.suppress(Exception):  # of another version
+            if process.pid == pid:
+                process.exitcode  # noqa: B018  # asking it is what takes it in
+                return
+    if origin is None or sys.stdlib_module_names.issuperset(origin.plumbing):
+        reap(pid)
