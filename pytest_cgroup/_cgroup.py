@@ -19,61 +19,16 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _cgroup_v1 as v1
+from ._kernel_files import read_file, write_file
 from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
 from ._outcome import Usage
 from ._process import SIGKILL, signal_members, wait_gone
-from .exceptions import ContainerError
+from ._refusal import refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "pytest-cgroup-"
-
-_REMEDY = {
-    errno.EACCES: "the directory is not delegated to this user; see `python -m pytest_cgroup doctor`",
-    errno.EPERM: "the directory is not delegated to this user; see `python -m pytest_cgroup doctor`",
-    errno.EROFS: "the cgroup filesystem is mounted read-only here, as containers do",
-    errno.EBUSY: "other processes are in this cgroup; run pytest in a scope of its own",
-    errno.EINVAL: "the kernel does not take this value",
-    errno.ENOENT: "this kernel, or this cgroup's parent, does not offer the file",
-    errno.ENOSPC: "the kernel refuses more cgroups here (cgroup.max.descendants, or a cpuset that is not set up)",
-    errno.ERANGE: "the value is outside what the kernel takes",
-    errno.EAGAIN: "the parent's limit leaves no room",
-}
-
-
-def refused(what: str, error: OSError, *, path: str, operation: str, value: object = None) -> ContainerError:
-    """The kernel's refusal of an operation on a cgroup, in our words."""
-    return ContainerError(
-        what,
-        path=path,
-        operation=operation,
-        value=value,
-        errno=error.errno,
-        remedy=_REMEDY.get(error.errno or 0),
-    )
-
-
-def read_file(path: str) -> str:
-    """The whole text of a kernel file, by one open and unbuffered reads (a pseudo file has no size to trust)."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = os.read(fd, 65536)
-        if len(text) >= 4096:  # a seq_file hands out a page at a time
-            while more := os.read(fd, 65536):
-                text += more
-    finally:
-        os.close(fd)
-    return text.decode()
-
-
-def write_file(path: str, value: str) -> None:
-    """One unbuffered write: buffered I/O would report a refusal at close, or never."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
 
 
 class Cgroup:
@@ -159,11 +114,17 @@ class Cgroup:
     # joining and looking
 
     def open_procs(self) -> list[int]:
-        """Descriptors of every cgroup.procs, open for writing: a child may lose sight of the tree before it joins."""
+        """Descriptors for a process with one thread, as a forked one is, to join by: each takes a "0".
+
+        They are opened in the parent: a child may lose sight of the tree before it joins. On v1 it is ``tasks``, which
+        moves a thread: to move a whole process, the kernel shuts out every fork and exit of the host, and waits for an
+        RCU grace period of some milliseconds. v2 moves no thread out of its domain.
+        """
         fds: list[int] = []
         try:
             for directory in self.directories:
-                fds.append(os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # all or none
+                file = "cgroup.procs" if directory == self.unified else "tasks"
+                fds.append(os.open(f"{directory}/{file}", os.O_WRONLY | os.O_CLOEXEC))  # all or none
         except OSError as error:
             for fd in fds:
                 os.close(fd)

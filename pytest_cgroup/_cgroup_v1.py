@@ -11,6 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from ._kernel_files import read_file, write_file
 from ._kernel_text import flat_keyed
 from .exceptions import ContainerError
 
@@ -27,14 +28,6 @@ _IO_FILES = {
     "riops": "blkio.throttle.read_iops_device",
     "wiops": "blkio.throttle.write_iops_device",
 }
-
-
-def _read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 65536).decode().strip()
-    finally:
-        os.close(fd)
 
 
 def _write(path: str, value: str) -> str:
@@ -71,7 +64,7 @@ def _memory_swap_max(directories: Directories, value: str) -> str:
     directory = directories["memory"]
     if value == "max":
         return _size(_write(f"{directory}/memory.memsw.limit_in_bytes", "-1"))
-    memory = int(_read(f"{directory}/memory.limit_in_bytes"))
+    memory = int(read_file(f"{directory}/memory.limit_in_bytes"))
     both = int(_write(f"{directory}/memory.memsw.limit_in_bytes", str(memory + int(value))))
     return str(both - memory)
 
@@ -82,7 +75,7 @@ def _cpu_max(directories: Directories, value: str) -> str:
     if period:
         _write(f"{directory}/cpu.cfs_period_us", period)
     in_force = _write(f"{directory}/cpu.cfs_quota_us", "-1" if quota == "max" else quota)
-    return f"{'max' if in_force == '-1' else in_force} {_read(f'{directory}/cpu.cfs_period_us')}"
+    return f"{'max' if in_force == '-1' else in_force} {read_file(f'{directory}/cpu.cfs_period_us').strip()}"
 
 
 def _cpu_weight(directories: Directories, value: str) -> str:
@@ -98,8 +91,8 @@ def _cpuset(directories: Directories, value: str) -> str:
 def adopt_cpuset(directory: str) -> None:
     """Give a new v1 cpuset its parent's CPUs and memory nodes: it is made with none, and then takes no task."""
     for name in ("cpuset.mems", "cpuset.cpus"):
-        if not _read(f"{directory}/{name}"):
-            _write(f"{directory}/{name}", _read(f"{os.path.dirname(directory)}/{name}"))
+        if not read_file(f"{directory}/{name}").strip():
+            _write(f"{directory}/{name}", read_file(f"{os.path.dirname(directory)}/{name}").strip())
 
 
 def _io_max(directories: Directories, value: str) -> str:
@@ -159,12 +152,12 @@ def memory_events(directory: str) -> dict[str, int]:
 
     Memory and swap together are charged first, so where no swap is allowed it is that limit which is hit.
     """
-    control = flat_keyed(_read(f"{directory}/memory.oom_control"))
-    found = {"max": int(_read(f"{directory}/memory.failcnt"))}
+    control = flat_keyed(read_file(f"{directory}/memory.oom_control"))
+    found = {"max": int(read_file(f"{directory}/memory.failcnt"))}
     with contextlib.suppress(OSError):  # no swap accounting
-        found["max"] += int(_read(f"{directory}/memory.memsw.failcnt"))
+        found["max"] += int(read_file(f"{directory}/memory.memsw.failcnt"))
     if not found["max"]:  # 6.18 has been seen to leave both at 0: then the peak says whether the limit was reached
-        limit, peak = (int(_read(f"{directory}/memory.{name}_in_bytes")) for name in ("limit", "max_usage"))
+        limit, peak = (int(read_file(f"{directory}/memory.{name}_in_bytes")) for name in ("limit", "max_usage"))
         found["max"] = int(peak >= limit)
     if "oom_kill" in control:
         found["oom_kill"] = control["oom_kill"]
@@ -180,7 +173,7 @@ def oom_eventfd(directory: str) -> int | None:
     try:
         control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _write_only(f"{directory}/cgroup.event_control", f"{fd} {control}")
+            write_file(f"{directory}/cgroup.event_control", f"{fd} {control}")
         finally:
             os.close(control)
     except OSError:
@@ -189,22 +182,14 @@ def oom_eventfd(directory: str) -> int | None:
     return fd
 
 
-def _write_only(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
-
-
 def cpu_usec(directories: Directories) -> dict[str, int]:
     """cpuacct's user and system time, in microseconds, under cpu.stat's names."""
     if not (directory := directories.get("cpuacct")):
         return {}
     with contextlib.suppress(OSError):
         return {
-            "user_usec": int(_read(f"{directory}/cpuacct.usage_user")) // 1000,
-            "system_usec": int(_read(f"{directory}/cpuacct.usage_sys")) // 1000,
+            "user_usec": int(read_file(f"{directory}/cpuacct.usage_user")) // 1000,
+            "system_usec": int(read_file(f"{directory}/cpuacct.usage_sys")) // 1000,
         }
     return {}
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ._spec import FIELDS, NEEDING, Spec, merge, parse_kwargs, parse_text
-from ._units import parse_grace
+from ._values import parse_grace
 from .exceptions import CgroupError, ContainedWarning, SpecError
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _DEFAULTS = Spec()
 _BACKENDS = ("auto", "cgroup", "process")
 _MISSING = ("skip", "fail", "warn")
+_SCOPE = ("auto", "no")
+_TAKE_OVER = ("no", "yes")
 _LEAKS = ("off", "warn", "fail")
 _POOLS = ("keep", "report")
 #: what a test in place can be asked for; all else would be pytest's own
@@ -111,6 +115,17 @@ def add_options(parser: pytest.Parser) -> None:
     option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
     option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
     option(
+        "--cgroup-scope",
+        "whether systemd is asked for a scope of pytest's own where that gives more: auto (default), no",
+        metavar="{auto,no}",
+    )
+    option(
+        "--cgroup-take-over",
+        "in the root of a private cgroup namespace, as a container's, move other processes out of the way",
+        action="store_const",
+        const="yes",
+    )
+    option(
         "--cgroup-missing",
         "what becomes of a test that asks for what this host can't do: skip it (default), fail it, "
         "or warn and run it without",
@@ -121,8 +136,14 @@ def add_options(parser: pytest.Parser) -> None:
 def _count(text: str) -> int:
     if text.isascii() and text.isdecimal():
         return int(text)
-    hint = f"; that is a path: write --resource-usage=N {text}" if os.path.exists(text) else ""
+    hint = f"; that is a path: write --resource-usage=N {shlex.quote(text)}" if _is_path(text) else ""
     raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on{hint}")
+
+
+def _is_path(text: str) -> bool:
+    """Whether *text* can only be meant as what to test, a path or a node id: an option's value need not be given."""
+    path, node, _ = text.partition("::")
+    return os.path.exists(path) or ("=" not in path and bool(node or os.sep in path or path.endswith(".py")))
 
 
 def setting(config: pytest.Config, name: str) -> tuple[str | None, str]:
@@ -141,6 +162,8 @@ class Settings:
         layers: what the ini file and the command line ask of every test, the weaker first; empty if nothing.
         most: how many lines the table of usage may have, 0 for all; None if it was not asked for.
         base: the cgroup to work below, None for pytest's own.
+        scope: whether systemd may be asked for a scope.
+        take_over: whether other processes may be moved, in a private cgroup namespace.
         json: the file to write usage to, None for none.
         process_leaks: ``"off"``, ``"warn"`` or ``"fail"``: of tests that run in place.
         ignore: globs of processes that are no leaks.
@@ -159,6 +182,8 @@ class Settings:
         self.settle_seconds = _settle(config)
         self.keep_pools = _ini_one_of(config, "process_leaks_pools", _POOLS) == "keep"
         self.base = setting(config, "cgroup_base")[0] or None
+        self.scope = _one_of(config, "cgroup_scope", _SCOPE) == "auto"
+        self.take_over = _one_of(config, "cgroup_take_over", _TAKE_OVER) == "yes"
         self.json, self.json_from = setting(config, "resource_usage_json")
         self.layers = _layers(config)
         if self.base is not None and self.backend == "process":
@@ -201,12 +226,17 @@ def _settle(config: pytest.Config) -> float:
 
 def _layers(config: pytest.Config) -> tuple[Layer, ...]:
     asked = (("ini contained", config.getini("contained")), ("--contained", config.getoption("contained")))
-    if (path := config.getoption("contained")) and "=" not in path and os.path.exists(path):
-        raise pytest.UsageError(f"--contained took {path!r} for its SPEC: write --contained= {path}")
     try:
         layers = tuple((where, parse_text(str(text), where)) for where, text in asked if text is not None)
-        check_here(merged(layers), layers)
+        spec = merged(layers)
+        if sys.platform == "linux":
+            check_here(spec, layers)
     except CgroupError as error:
+        if (text := config.getoption("contained")) and _is_path(text):
+            raise pytest.UsageError(
+                f"--contained took {text!r} for its SPEC, and that is a path: "
+                f"write --contained= {shlex.quote(text)}, or the path before --contained"
+            ) from error
         raise pytest.UsageError(str(error)) from error
     return layers
 
@@ -282,13 +312,16 @@ def check_here(spec: Spec, layers: tuple[Layer, ...]) -> None:
             raise SpecError(field, getattr(spec, field), why, where=_where(field, layers)) from error
 
 
-def decide(item: pytest.Item, settings: Settings, backend: Backend) -> None:
-    """Stash what *item* is to run with, or why it can't."""
+def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> None:
+    """Stash what *item* is to run with, or why it can't. No *backend*: this is not Linux."""
     try:
         layers = (*settings.layers, *marker_layers(item))
         spec = merged(layers)
     except SpecError as error:
         item.stash[trouble_key] = Trouble(str(error))
+        return
+    if backend is None:
+        lacks(item, settings, "everything: tests are contained on Linux only (run them there)")
         return
     if spec.isolation == "shared" or _only_of_leaks(settings, layers):
         item.stash[shared_key] = _with_policy(spec, settings, layers)

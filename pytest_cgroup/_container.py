@@ -26,12 +26,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from . import _syscalls
-from ._backends import namespaces_asked
-from ._namespaces import Namespaces, drop_privileges, enter_user_namespace, rejoin_pid, set_up, unshare_pid
+from ._entry import Shape, enter, fork_first
 from ._outcome import Leak, Outcome
-from ._process import describe, fork, pidfd_open, send_signal, set_rlimits
-from ._reaper import NOT_ENTERED, become_reaper, keep_namespaces, no_fork, tell
-from .exceptions import CgroupError, ContainerError
+from ._process import describe, pidfd_open, send_signal
+from ._reaper import no_fork
+from .exceptions import ContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -106,15 +105,12 @@ class Container:
         Raises:
             ContainerError: the host has no process to give (EAGAIN, ENOMEM), in the parent.
         """
-        namespaces = Namespaces.from_spec(self.spec, keep=self._keep)
-        asked = namespaces_asked(self.spec)
-        in_user_namespace = bool(self.spec.user_ns) or self._host.needs_user_namespace(asked)
-        reaped = self.backend.needs_reaper or self.spec.pid_ns
+        shape = Shape.of(self.spec, self.backend, self._host)
         _syscalls.load()  # here, once, and not in every child
         status_reader, status = os.pipe()
+        self._started_at = time.monotonic()
         try:
-            self._started_at = time.monotonic()
-            pid = self._fork_reaper(status, in_user_namespace) if reaped else fork()
+            pid = fork_first(shape, status)
         except (OSError, ContainerError) as error:
             os.close(status_reader)
             os.close(status)
@@ -123,53 +119,17 @@ class Container:
             raise no_fork(error) from error
         if pid == 0:
             os.close(status_reader)
-            self._enter(namespaces, status, user=in_user_namespace and not (reaped and self.spec.pid_ns))
+            enter(self.spec, shape, self.tree.join, keep=self._keep, status=status)
             return True
         os.close(status)
         os.set_blocking(status_reader, False)
         self._pid, self._status = pid, status_reader
         self._pidfd = pidfd_open(pid)
-        self._reaper = pid if reaped else None
+        self._reaper = pid if shape.reaper else None
         self.tree.started(pid)
         if self.spec.timeout is not None:
             self._deadline = self._started_at + self.spec.timeout
         return False
-
-    def _fork_reaper(self, status: int, in_user_namespace: bool) -> int:
-        """Fork the reaper, which forks the first process; 0 in the latter, the direct child's pid in the parent."""
-        if not self.spec.pid_ns:
-            pid = fork()
-            return pid or become_reaper(status)
-        if in_user_namespace:
-            pid = fork()
-            return pid or keep_namespaces(status)
-        unshare_pid()  # for the children to come of this thread alone, until it is undone
-        pid = -1
-        try:
-            pid = fork()
-        finally:
-            if pid:
-                rejoin_pid()
-        return pid or become_reaper(status)
-
-    def _enter(self, namespaces: Namespaces, status: int, *, user: bool) -> None:
-        """In the first process, before anything else: all of it, or exit. Fails closed."""
-        try:
-            self.tree.join()
-            if user:
-                enter_user_namespace(uid=os.getuid(), gid=os.getgid())
-            if namespaces.any:
-                set_up(namespaces)
-            set_rlimits(dict(self.spec.rlimits))
-            if self.spec.user is not None or self.spec.group is not None or self.spec.no_new_privs:
-                drop_privileges(self.spec.user, self.spec.group, bool(self.spec.no_new_privs))
-                if self.backend.needs_reaper:
-                    _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
-        except BaseException as error:
-            what = str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}"
-            tell(status, error=what[:3000])
-            os._exit(NOT_ENTERED)
-        os.close(status)
 
     # watching it
 
@@ -217,10 +177,9 @@ class Container:
             if self._wait_status is None:
                 self._orphaned()
             return False
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(fd)
+        own = self.tree.out_of_memory()
         if self.spec.oom_group:
-            if self.tree.out_of_memory():
+            if own:
                 self._kill_for("oom")
             else:  # a cgroup above ran out, and the kernel's choice, which comes next, may be in here
                 self._suspect_until = time.monotonic() + 1.0
@@ -380,14 +339,14 @@ class Container:
         self,
         *,
         owner: str | None = None,
-        zombies: tuple[int, ...] = (),
+        zombies: Mapping[int, str] = MappingProxyType({}),
         family: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
     ) -> Outcome:
         """Name what is left, kill everything, wait until it is gone, measure, remove. Idempotent: one outcome.
 
         Args:
             owner: what the processes left behind are said to belong to.
-            zombies: pids that the first process said it had not waited for.
+            zombies: what the first process said it had not waited for, by pid the name of the program.
             family: the parents of each of its descendants, as it saw them just before it ended.
         """
         if self._outcome is not None:
@@ -423,7 +382,7 @@ class Container:
             exit_code=code,
             signal=number,
             usage=usage,
-            leaks=tuple(leaks) + tuple(_zombie(pid, owner) for pid in zombies),
+            leaks=tuple(leaks) + tuple(_zombie(pid, name, owner) for pid, name in zombies.items()),
             backend=self.backend.name,
             not_enforced=self.backend.weaker(self.spec),
             limits=self._limits(),
@@ -471,5 +430,5 @@ class Container:
         self._pidfd = self._status = None
 
 
-def _zombie(pid: int, owner: str | None) -> Leak:
-    return Leak(pid=pid, argv=(), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="zombie")
+def _zombie(pid: int, name: str, owner: str | None) -> Leak:
+    return Leak(pid=pid, argv=(f"[{name}]",), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="zombie")

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from . import _syscalls
+from . import _remedies, _syscalls
+from ._environment import Environment, recognise
 from ._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
 from ._placement import CONTROLLERS, Missing, Placement
 from ._process import ask_child
+from ._steps import namespace_remedy
 from .exceptions import CgroupError
 
 #: each limit's v2 file, by the name of the field that asks for it
@@ -40,7 +42,19 @@ NAMESPACES = {
     "cgroup_ns": _syscalls.CLONE_NEWCGROUP,
     "time_ns": _syscalls.CLONE_NEWTIME,
 }
+_FILES = {"pid_ns": "pid", "net_ns": "net", "mount_ns": "mnt", "ipc_ns": "ipc", "uts_ns": "uts"} | {
+    "cgroup_ns": "cgroup",
+    "time_ns": "time",
+}
 _NOT_LINUX = Missing("pytest-cgroup contains processes on Linux only", "run these tests on Linux")
+_NO_PROC = Missing("/proc is not mounted here", "mount it: `mount -t proc proc /proc`")
+
+
+def nothing_at_all() -> Missing | None:
+    """Why this host offers nothing whatever, if that is so."""
+    if sys.platform != "linux":
+        return _NOT_LINUX
+    return None if os.path.exists("/proc/self/mountinfo") else _NO_PROC
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +68,30 @@ class Capability:
 
 
 class Host:
-    """This machine, as this process may use it. `close` gives back what trying needed."""
+    """This machine, as this process may use it. `close` gives back what trying needed.
 
-    def __init__(self, base: str | None = None) -> None:
-        self._base = base
+    The arguments are `Placement`'s.
+    """
+
+    def __init__(self, base: str | None = None, *, scope: bool = True, take_over: bool = False) -> None:
+        self._placed = (base, scope, take_over)
         self._known: dict[str, Capability] = {}
 
     @cached_property
     def placement(self) -> Placement:
         """The session's cgroup, made on first use."""
-        placement = Placement(self._base)
-        if sys.platform == "linux":
+        base, scope, take_over = self._placed
+        placement = Placement(base, scope=scope, take_over=take_over)
+        if (nothing := nothing_at_all()) is None:
             placement.open()
         else:
-            placement.missing["cgroup"] = _NOT_LINUX
+            placement.missing["cgroup"] = nothing
         return placement
+
+    @cached_property
+    def environment(self) -> Environment:
+        """Where this is: what is missing here has its remedy here."""
+        return recognise()
 
     def close(self) -> None:
         """Remove the session's cgroup, if it was made."""
@@ -92,7 +115,7 @@ class Host:
         elif name in LIMIT_FILES:
             missing = self._limit(name)
         elif name == "cgroup":
-            missing = None if self.placement.session else self.placement.missing.get("cgroup", _NOT_LINUX)
+            missing = None if self.placement.session else self._no_cgroup()
         elif name in TREE_FILES:
             missing = self._tree_file(name)
         else:
@@ -100,6 +123,12 @@ class Host:
         return Capability(name, True) if missing is None else Capability(name, False, missing.reason, missing.remedy)
 
     # cgroups
+
+    def _no_cgroup(self) -> Missing:
+        if (nothing := nothing_at_all()) is not None:
+            return nothing
+        missing = self.placement.missing["cgroup"]
+        return Missing(missing.reason, _remedies.for_cgroup(self.environment, missing.reason) or missing.remedy)
 
     @cached_property
     def _offered_files(self) -> frozenset[str]:
@@ -120,7 +149,7 @@ class Host:
             return None
         controller = file.partition(".")[0]
         if self.placement.session is None:
-            return self.placement.missing.get("cgroup", _NOT_LINUX)
+            return self._no_cgroup()
         if controller in CONTROLLERS and controller not in self.placement.controllers:
             return self.placement.missing.get(controller) or Missing(
                 f"the {controller} controller is not offered by this kernel or this cgroup",
@@ -132,6 +161,8 @@ class Host:
     def _tree_file(self, name: str) -> Missing | None:
         if TREE_FILES[name] in self._offered_files:
             return None
+        if self.placement.session is None:
+            return self._no_cgroup()
         return self.placement.missing.get("cgroup") or Missing(
             f"no cgroup2 tree with {TREE_FILES[name]} is offered",
             "a kernel with PSI (psi=1)" if name == "pressure" else "a kernel from 5.14 on with cgroup2 mounted",
@@ -142,19 +173,24 @@ class Host:
     @cached_property
     def _namespaces(self) -> dict[str, Missing]:
         """What can't be had, by field; what is not in it is offered."""
-        if sys.platform != "linux":  # pragma: no cover
-            return dict.fromkeys((*NAMESPACES, "user_ns", "privileged"), _NOT_LINUX)
+        if (nothing := nothing_at_all()) is not None:
+            return dict.fromkeys((*NAMESPACES, "user_ns", "privileged"), nothing)
         direct, through_user = self._refused, _refusals(user=True)
         missing = {}
         if lacking := [refusal.why for refusal in direct.values() if refusal.privilege]:
-            missing["privileged"] = Missing(lacking[0], "run as root")
-        if "user_ns" in through_user:
-            missing["user_ns"] = Missing(through_user["user_ns"].why, _USER_REMEDY)
-        for name in direct:
+            without = "root may not do this here: in a container it takes `--privileged`"
+            missing["privileged"] = Missing(lacking[0], without if os.geteuid() == 0 else "run as root")
+        for name in ("user_ns", *direct):
             if refusal := through_user.get(name) or through_user.get("user_ns"):
-                remedy = _USER_REMEDY if refusal.privilege else "a kernel that has this namespace"
-                missing[name] = Missing(refusal.why, remedy)
+                missing[name] = Missing(refusal.why, self._namespace_remedy(name, refusal))
         return missing
+
+    def _namespace_remedy(self, name: str, refusal: _Refusal) -> str:
+        if refusal.privilege:
+            masked_proc = "/proc" in refusal.why
+            if remedy := _remedies.for_namespaces(self.environment, masked_proc=masked_proc):
+                return remedy
+        return refusal.remedy or (_USER_REMEDY if refusal.privilege else "a kernel that has this namespace")
 
     @cached_property
     def _refused(self) -> dict[str, _Refusal]:
@@ -182,6 +218,7 @@ class _Refusal(NamedTuple):
 
     why: str
     privilege: bool
+    remedy: str | None = None
 
 
 def _refusals(*, user: bool) -> dict[str, _Refusal]:
@@ -193,13 +230,13 @@ def _refusals(*, user: bool) -> dict[str, _Refusal]:
     return {name: _Refusal(*refusal) for name, refusal in answer.items()} if isinstance(answer, dict) else {}
 
 
-def _try_namespaces(*, user: bool) -> dict[str, tuple[str, bool]]:
-    refused = {}
+def _try_namespaces(*, user: bool) -> dict[str, _Refusal]:
+    refused: dict[str, _Refusal] = {}
     if user:
         try:
             enter_user_namespace(uid=os.getuid(), gid=os.getgid())
         except (OSError, CgroupError) as error:
-            return {"user_ns": (str(error), True)}
+            return {"user_ns": _refusal(error, "user_ns")}
     for name, flag in NAMESPACES.items():
         try:
             if name == "pid_ns":
@@ -207,20 +244,33 @@ def _try_namespaces(*, user: bool) -> dict[str, tuple[str, bool]]:
             else:
                 _syscalls.unshare(flag)
         except (OSError, CgroupError) as error:
-            refused[name] = (str(error), error.errno in (errno.EPERM, errno.EACCES))
+            refused[name] = _refusal(error, name)
     return refused
+
+
+def _refusal(error: OSError | CgroupError, name: str) -> _Refusal:
+    """The remedy apart from the reason: in a container it is another one."""
+    privilege = name == "user_ns" and error.errno not in (errno.ENOSPC, errno.EUSERS)
+    privilege = privilege or error.errno in (errno.EPERM, errno.EACCES)
+    remedy = error.remedy if isinstance(error, CgroupError) else None
+    if remedy is None and not privilege and name in _FILES:
+        remedy = namespace_remedy(_FILES[name])(error.errno or 0)
+    why = str(error).removesuffix(f". {remedy}")
+    if isinstance(error, OSError):
+        why = f"{error.strerror} [{errno.errorcode.get(error.errno or 0, error.errno)}]"
+    return _Refusal(why, privilege, remedy)
 
 
 def _try_pid_namespace() -> None:
     unshare_pid()
     if isinstance(refused := ask_child(_try_proc), list):
-        why, number = refused
-        raise CgroupError(why, errno=number)
+        why, operation, path, number, remedy = refused
+        raise CgroupError(why, operation=operation, path=path, errno=number, remedy=remedy)
 
 
-def _try_proc() -> tuple[str, int | None] | None:
+def _try_proc() -> tuple[object, ...] | None:
     try:
         set_up(Namespaces(mount=True, new_proc=True))
     except CgroupError as error:
-        return str(error), error.errno
+        return error.what, error.operation, error.path, error.errno, error.remedy
     return None

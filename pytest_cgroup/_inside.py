@@ -24,6 +24,8 @@ from ._process import family, own_zombies
 from ._wire import encode, sanitise
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._output import Output
 
 #: the parent asks for the Python stacks with this signal before it kills; a test has no use for it
@@ -61,12 +63,15 @@ class Inside:
         self._warned = 0
         self._warnings: list[warnings.WarningMessage] | None = None
         self._stacks = stacks
+        #: called when everything is told
+        self.part: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
         """Part with what is the parent's: its finalizers, capture files, warnings, and those who listen to reports."""
         item, config = self.item, self.item.config
         os.set_blocking(self._pipe, False)  # a test that writes into what it does not know gets an error, and no hang
         _seam.forget_outer_finalizers(item)
+        _seam.take_junit(item)  # it is told already
         _seam.capture_into(config, self._output.files, self._output.snap)
         faulthandler.enable(file=self._stacks, all_threads=True)
         faulthandler.register(DUMP_SIGNAL, file=self._stacks, all_threads=True, chain=False)
@@ -125,6 +130,8 @@ class Inside:
         if os.getpid() != self._pid:  # the test forked, and its child came back up to here
             os.write(2, b"pytest-cgroup: a process that the test forked returned into pytest; it was ended\n")
             os._exit(70)
+        if junit := _seam.take_junit(self.item):
+            message["junit"] = junit
         try:
             data = encode(message)
         except (TypeError, ValueError, RecursionError):
@@ -199,6 +206,7 @@ class Inside:
             shouldstop=session.shouldstop if isinstance(session.shouldstop, str) else None,
             shouldfail=session.shouldfail if isinstance(session.shouldfail, str) else None,
         )
+        self.part()
         os._exit(0)
 
     def flush(self) -> None:

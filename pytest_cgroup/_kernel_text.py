@@ -5,6 +5,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst ("Format"), cgroups(7), proc_pid
 
 from __future__ import annotations
 
+import os.path
 import re
 from dataclasses import dataclass
 
@@ -100,6 +101,18 @@ def cgroup_mounts(mountinfo: str) -> list[CgroupMount]:
             read_only="ro" in fields[5].split(",") or "ro" in words,
         )
     return list(found.values())
+
+
+def own_directory(mount: CgroupMount, path: str) -> str | None:
+    """Where the cgroup *path* (of /proc/self/cgroup) is seen under *mount*; None if the mount does not show it.
+
+    Bind mounts and containers without a cgroup namespace show a part of the tree only (`root`); what lies outside of
+    the reader's cgroup namespace begins with ``/..`` (cgroup_namespaces(7)).
+    """
+    root = mount.root.rstrip("/")
+    if (path == root or path.startswith(root + "/")) and ".." not in path.split("/"):
+        return os.path.normpath(f"{mount.mount_point}/{path[len(root) :]}")
+    return None
 
 
 def _unescape(path: str) -> str:

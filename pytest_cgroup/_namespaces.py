@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from . import _syscalls as sc
 from ._identity import Identity, drop_privileges, look_up
+from ._kernel_files import write_file
 from ._steps import loopback_remedy, namespace_remedy, proc_remedy, step, user_namespace_remedy
 from .exceptions import ContainerError
 
@@ -137,9 +138,9 @@ def enter_user_namespace(*, uid: int | None = None, gid: int | None = None) -> N
         sc.unshare(sc.CLONE_NEWUSER)
     with step("can't map this process's ids into its user namespace", "map ids", "/proc/self/uid_map"):
         with suppress(FileNotFoundError):  # before Linux 3.19
-            _write("/proc/self/setgroups", "deny")  # without it an unprivileged gid_map is refused
-        _write("/proc/self/uid_map", f"{uid} {own_uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {own_gid} 1")
+            write_file("/proc/self/setgroups", "deny")  # without it an unprivileged gid_map is refused
+        write_file("/proc/self/uid_map", f"{uid} {own_uid} 1")
+        write_file("/proc/self/gid_map", f"{gid} {own_gid} 1")
 
 
 def _enter_with_every_id() -> None:
@@ -155,7 +156,7 @@ def _enter_with_every_id() -> None:
             os.close(unshared_write)
             if os.read(unshared_read, 1):  # else the parent failed or died
                 for name, text in maps.items():
-                    _write(name, text, dir_fd=self_dir)
+                    write_file(name, text, dir_fd=self_dir)
                 answer = 0
         except OSError as error:
             answer = error.errno or errno.EIO
@@ -383,14 +384,5 @@ def _setns(path: str, kind: int) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         sc.setns(fd, kind)
-    finally:
-        os.close(fd)
-
-
-def _write(path: str, text: str, dir_fd: int | None = None) -> None:
-    """One unbuffered write: the kernel takes an id map whole or not at all."""
-    fd = os.open(path, os.O_WRONLY, dir_fd=dir_fd)
-    try:
-        os.write(fd, text.encode())
     finally:
         os.close(fd)

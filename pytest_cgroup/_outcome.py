@@ -79,7 +79,7 @@ class Leak:
 
     def describe(self) -> str:
         """One line that a person can act on; what the kernel did not tell is left out."""
-        parts = [f"pid {self.pid}: {shlex.join(self.argv) if self.argv else '(no command line)'}"]
+        parts = [f"pid {self.pid}: {self._command()}"]
         if self.status == "zombie":
             parts.append("zombie: exited, but never waited for")
         elif self.status is not None:
@@ -102,6 +102,11 @@ class Leak:
             parts.append(f"{'by' if self.started_at else 'started by'} {self.owner}")
         # An argument may hold a newline or an escape sequence; the report stays one harmless line.
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in ", ".join(parts))
+
+    def _command(self) -> str:
+        if len(self.argv) == 1 and self.argv[0].startswith("[") and self.argv[0].endswith("]"):
+            return self.argv[0]  # only the program's name is known, put into brackets as ps(1) does
+        return shlex.join(self.argv) if self.argv else "(no command line)"
 
     def to_json(self) -> dict[str, object]:
         """All fields by name; tuples as lists."""

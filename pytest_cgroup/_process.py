@@ -61,6 +61,18 @@ def is_zombie(pid: int) -> bool:
     return fields is not None and fields[0] == "Z"
 
 
+def switches(pids: Iterable[int]) -> dict[int, str] | None:
+    """By pid, how often each slept and woke up; None while one runs or waits for a CPU (proc_pid_status(5))."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+            fields = dict(line.partition(":")[::2] for line in f.read().splitlines())
+            if fields.get("State", "").split()[:1] == ["R"]:
+                return None
+            found[pid] = "".join(value for name, value in fields.items() if name.endswith("_ctxt_switches"))
+    return found
+
+
 def children(pid: int | str = "self") -> list[int]:
     """The direct children of a process, zombies too (proc_tid_children(5)); [] when it is gone."""
     found: list[int] = []
@@ -73,27 +85,35 @@ def children(pid: int | str = "self") -> list[int]:
             with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as f:
                 found += map(int, f.read().split())
         except FileNotFoundError:
-            if not os.path.exists("/proc/thread-self/children"):  # a kernel without CONFIG_PROC_CHILDREN
-                return _children_by_ppid(os.getpid() if pid == "self" else int(pid))
+            if not _has_children_files():
+                return _by_parent().get(os.getpid() if pid == "self" else int(pid), [])
         except ProcessLookupError:
             continue
     return found
 
 
-def _children_by_ppid(parent: int) -> list[int]:
-    return [pid for pid in _all_pids() if (fields := stat_fields(pid)) and int(fields[1]) == parent]
+def _has_children_files() -> bool:
+    """A kernel without CONFIG_PROC_CHILDREN has none."""
+    return os.path.exists("/proc/thread-self/children")
 
 
-def _all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+def _by_parent() -> dict[int, list[int]]:
+    """The whole process table, which takes as long as there are processes on the host: read once for a whole tree."""
+    found: dict[int, list[int]] = {}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        if fields := stat_fields(pid):
+            found.setdefault(int(fields[1]), []).append(pid)
+    return found
 
 
 def descendants(root: int) -> list[int]:
     """Every living or zombie descendant of *root*, parents before their children; not *root* itself."""
+    table = None if _has_children_files() else _by_parent()
     found: list[int] = []
     todo = [root]
     while todo:
-        born = children(todo.pop())
+        pid = todo.pop()
+        born = children(pid) if table is None else table.get(pid, [])
         found += born
         todo += born
     return found
@@ -108,9 +128,12 @@ def has_children() -> bool:
     return True
 
 
-def own_zombies() -> list[int]:
-    """The pids of this process's own children that have ended and that nobody waited for; they are left as they are."""
-    return [pid for pid in children() if is_zombie(pid)] if has_children() else []
+def own_zombies() -> dict[int, str]:
+    """This process's own children that have ended and that nobody waited for, with what the kernel still calls them.
+
+    That is the name of the program, without its arguments (proc_pid_comm(5)). They are left as they are.
+    """
+    return {pid: _comm(pid) for pid in children() if is_zombie(pid)} if has_children() else {}
 
 
 def family() -> dict[int, list[str]]:
@@ -126,11 +149,15 @@ def family() -> dict[int, list[str]]:
 
 
 def _named(pid: int) -> str:
+    return f"{_comm(pid)}[{pid}]"
+
+
+def _comm(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
-            return f"{f.read().strip()}[{pid}]"
+            return f.read().strip()
     except OSError:
-        return f"?[{pid}]"
+        return "?"
 
 
 def pidfd_open(pid: int) -> int | None:

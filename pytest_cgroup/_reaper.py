@@ -22,7 +22,7 @@ from .exceptions import CgroupError, ContainerError
 
 #: the exit status of a process that could not enter the container
 NOT_ENTERED = 125
-_SI_USER = 0  # siginfo: sent by kill(2) and friends; what the terminal sends reaches the whole group by itself
+_SI_USER = 0  # siginfo: sent by kill(2) and friends, and not by the kernel
 
 
 def no_fork(error: OSError) -> ContainerError:
@@ -51,6 +51,8 @@ def become_reaper(status: int) -> int:
             signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         return 0
+    with contextlib.suppress(OSError):  # a session's leader can't leave its group
+        os.setpgid(0, 0)  # what is sent to the group reaches the test by itself, and must not come twice
     reap(child, status)
 
 

@@ -12,6 +12,8 @@ from ._units import format_seconds, format_size
 from ._verdict import from_properties, notes, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._outcome import Outcome, Usage
 
 _SIZES = ("memory", "swap", "memory_high")
@@ -115,8 +117,11 @@ def table(found: list[tuple[str, Outcome]], most: int | None) -> list[str]:
     ]  # fmt: skip
 
 
-def summary(reporter: pytest.TerminalReporter, asked: int | None) -> None:
-    """The table, where it was asked for, or of those contained tests that were killed, hit a limit, or leaked."""
+def summary(reporter: pytest.TerminalReporter, asked: int | None, rung: Callable[[set[str]], str | None]) -> None:
+    """The table, where it was asked for, or of those contained tests that were killed, hit a limit, or leaked.
+
+    ``rung`` is given the names of the backends that were used, and says what no header has said of them.
+    """
     found = [
         (report.nodeid, outcome)
         for reports in reporter.stats.values()
@@ -124,12 +129,17 @@ def summary(reporter: pytest.TerminalReporter, asked: int | None) -> None:
         if getattr(report, "when", None) == "teardown" and (outcome := from_properties(report)) is not None
     ]
     chosen = found if asked is not None else [one for one in found if _mark(one[1])]
-    if asked is None and not chosen:
+    backends = {outcome.backend for _, outcome in found}
+    line = rung(backends) if backends else None
+    if asked is None and not chosen and line is None:
         return
-    backends = ", ".join(sorted({outcome.backend for _, outcome in found}))
-    reporter.section(f"contained tests ({backends})" if backends else "contained tests")
+    reporter.section(f"contained tests ({', '.join(sorted(backends))})" if backends else "contained tests")
     if not found:
         reporter.write_line("no contained test has run")
+        return
+    if line is not None:
+        reporter.write_line(line)
+    if asked is None and not chosen:
         return
     lines = table(chosen, asked)
     for line in lines:

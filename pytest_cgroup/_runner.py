@@ -19,6 +19,7 @@ import pytest
 from . import _seam
 from ._config import spec_key
 from ._contained import Contained
+from ._frames import leave_out_own_frames
 from ._workshop import Workshop
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Runner:
             contained.give_back()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_makereport(self) -> pytest.TestReport | None:
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[Any]) -> pytest.TestReport | None:
+        leave_out_own_frames(call)
         report, self._ready = self._ready, None
         return report
 

@@ -31,6 +31,8 @@ _NEEDED = (
     ("_pytest.capture", "TeeCaptureIO"),
     ("_pytest.capture", "CaptureManager.is_globally_capturing"),
     ("_pytest._io", "TerminalWriter.width_of_current_line"),
+    ("_pytest.junitxml", "LogXML.node_reporter"),
+    ("_pytest.junitxml", "LogXML.add_global_property"),
     ("_pytest.skipping", "xfailed_key"),
 )
 
@@ -277,14 +279,14 @@ def expected_failure(item: pytest.Item) -> str | None:
 def failed_subtests(item: pytest.Item) -> int:
     """How many subtests of *item* have failed: pytest counts some of them where they run."""
     counts = _failed_subtests(item.config)
-    return counts[_subtests_key(item)] if counts is not None else 0
+    return counts[_node_key(item)] if counts is not None else 0
 
 
 def set_failed_subtests(item: pytest.Item, count: int) -> None:
     """Set `failed_subtests` where pytest reads it: where it reports, a test that passed fails by its subtests."""
     counts = _failed_subtests(item.config)
     if counts is not None and count:
-        counts[_subtests_key(item)] = count
+        counts[_node_key(item)] = count
 
 
 def _failed_subtests(config: pytest.Config) -> dict[object, int] | None:
@@ -296,7 +298,7 @@ def _failed_subtests(config: pytest.Config) -> dict[object, int] | None:
     return counts
 
 
-def _subtests_key(item: pytest.Item) -> object:
+def _node_key(item: pytest.Item) -> object:
     return getattr(item, "id", item.nodeid)
 
 
@@ -337,6 +339,41 @@ def restore(report: pytest.TestReport, *, was_text: bool) -> None:
         report.longrepr = tuple(longrepr)
     elif isinstance(longrepr, str) and not was_text:
         report.longrepr = _Told(longrepr)  # type: ignore[assignment]
+
+
+# what goes to JUnit's XML past the reports
+
+
+def take_junit(item: pytest.Item) -> dict[str, Any]:
+    """What fixtures told pytest's writer of JUnit's XML, and no report carries: given once, and then forgotten here.
+
+    That is ``record_testsuite_property`` and ``record_xml_attribute``; {} if there is nothing.
+    """
+    xml = _junit(item.config)
+    if xml is None:
+        return {}
+    properties, attributes = xml.global_properties, xml.node_reporter(_node_key(item)).attrs
+    taken = {"properties": [*properties], "attributes": {**attributes}}
+    properties.clear()
+    attributes.clear()
+    return taken if any(taken.values()) else {}
+
+
+def give_junit(item: pytest.Item, taken: dict[str, Any]) -> None:
+    """In pytest itself: tell its writer what `take_junit` took in the child."""
+    xml = _junit(item.config)
+    if xml is None or not taken:
+        return
+    for name, value in taken["properties"]:
+        xml.add_global_property(str(name), str(value))
+    for name, value in taken["attributes"].items():
+        xml.node_reporter(_node_key(item)).add_attribute(name, str(value))
+
+
+def _junit(config: pytest.Config) -> Any:
+    from _pytest.junitxml import xml_key
+
+    return config.stash.get(xml_key, None)
 
 
 # the terminal

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import Settings, Trouble, TroubleTeller, decide, lacks, shared_key, trouble_key, wants_container
-from .exceptions import CgroupError, NotOffered
+from ._config import Settings, Trouble, TroubleTeller, decide, shared_key, trouble_key, wants_container
+from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from ._backends import Backend
@@ -34,8 +34,11 @@ class Session:
             config.pluginmanager.register(JsonLines(self.settings.json, self.settings.json_from), "cgroup-json")
         if self.settings.base is not None or self.settings.backend == "cgroup":
             try:
-                self._use()  # what was asked for by name is tried at once, so that it is refused at once
-                self._check_base()
+                host, _ = self._use()  # what was asked for by name is tried at once, so that it is refused at once
+                if self.settings.base is not None:
+                    from ._backends import check_base
+
+                    check_base(host, self.settings.base)
             except CgroupError as error:
                 raise pytest.UsageError(str(error)) from error
         if self.settings.process_leaks != "off" and not config.option.collectonly:
@@ -57,7 +60,7 @@ class Session:
             plugins.register(TroubleTeller(), "cgroup-trouble")
         if sys.platform != "linux":
             for item in contained:
-                lacks(item, self.settings, "everything: tests are contained on Linux only")
+                decide(item, self.settings, None)
             return
         if (why := self._impossible()) is not None:
             for item in contained:
@@ -135,7 +138,13 @@ class Session:
         """The table of what was used, and what was killed."""
         from ._report import summary
 
-        summary(reporter, self.settings.most)
+        summary(reporter, self.settings.most, self._rung_of_workers)
+
+    def _rung_of_workers(self, used: set[str]) -> str | None:
+        """The rung, where workers collected, and so no line at the start could know that it would matter."""
+        if self._backend is not None and used == {self._backend.name}:
+            return self._say()
+        return None if self._said else f"contained: {', '.join(sorted(used))}"  # a worker is another host, perhaps
 
     def close(self) -> None:
         """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""
@@ -152,26 +161,14 @@ class Session:
             from ._backends import choose
             from ._host import Host
 
-            self._host = Host(self.settings.base)
+            settings = self.settings
+            self._host = Host(settings.base, scope=settings.scope, take_over=settings.take_over)
             try:
                 self._backend = choose(self._host, self.settings.backend)
             except BaseException:
                 self._host.close()
                 raise
         return self._host, self._backend
-
-    def _check_base(self) -> None:
-        """A base that was named is used, or the run does not begin: what is beside it is no substitute."""
-        host, base = self._use()[0], self.settings.base
-        if base is None:
-            return
-        cgroup, session = host.capability("cgroup"), host.placement.session
-        inside = os.path.realpath(base) + "/" if os.path.isabs(base) else ""
-        if session is None or not any(os.path.realpath(path).startswith(inside) for path in session.directories):
-            reason, remedy = cgroup.reason, cgroup.remedy
-            if cgroup.offered:
-                reason, remedy = next((m.reason, m.remedy) for m in host.placement.missing.values())
-            raise NotOffered(f"the cgroup base {base} can't be used: {reason}", remedy=remedy, missing=("cgroup",))
 
     def _say(self) -> str | None:
         if self._said:

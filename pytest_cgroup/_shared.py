@@ -23,9 +23,9 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from . import _syscalls
-from ._cgroup import Cgroup, read_file
-from ._kernel_text import cgroup_mounts, membership
-from ._placement import own_directory
+from ._cgroup import Cgroup
+from ._kernel_files import read_file
+from ._kernel_text import cgroup_mounts, membership, own_directory
 from ._process import (
     ProcessId,
     children,

@@ -13,29 +13,26 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from ._units import (
+from ._units import Limit, parse_cpuset, parse_flag, percent_of
+from ._values import (
     DEADLINE_SECONDS,
     LARGEST_PID,
     PAGE_BYTES,
     RESERVED_FILES,
     RLIMITS,
-    Limit,
     choice_of,
     count_from,
     name_like,
     parse_account,
     parse_controls,
-    parse_cpuset,
     parse_deadline,
     parse_expect,
-    parse_flag,
     parse_grace,
     parse_hidden,
     parse_io,
     parse_paths,
     parse_quota,
     parse_rlimits,
-    percent_of,
     size_from,
 )
 from .exceptions import SpecError, shown

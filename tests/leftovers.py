@@ -130,7 +130,7 @@ def _cgroups() -> list[str]:
 
 def _is_owned(path: str) -> bool:
     """Whether the process that the name tells of lives: then the cgroup is a session's, and goes with it."""
-    name = re.fullmatch(rf"{PREFIX}(\d+)-(\d+)(-\d+)?", os.path.basename(path))
+    name = re.fullmatch(rf"{PREFIX}(\d+)-(\d+)(-\d+)?(\.scope)?", os.path.basename(path))
     if name is None or (name[3] and name[1] == str(os.getpid())):  # a second one in this process is a test's
         return False
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from typing import TYPE_CHECKING
 
 from .. import _cgroup_v1 as v1
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _PERIOD_USEC = 100_000
 #: v1 controllers that every container joins, for the numbers alone
 _MEASURED = frozenset(("memory", "pids", "blkio"))
+#: how soon after one process moved between cgroups the next can move without waiting, at the least; in seconds
+_GRACE_PERIOD_SECONDS = 0.005
 _V1_OF_FIELD = {"cpu": "cpu", "cpu_weight": "cpu", "cpuset": "cpuset"}
 
 
@@ -87,17 +90,22 @@ class CgroupTree:
         self.cgroup = cgroup
         self.limits: dict[str, str] = {}
         self.oom_fd: int | None = None
+        self._oom_above_fd: int | None = None
+        self._ooms = self._ooms_above = 0
         self._procs = cgroup.open_procs()
+        self._joined: tuple[float, int] | None = None
 
     def limit(self, spec: Spec, *, swap: bool) -> None:
         """Set every limit of *spec*, each read back; what the kernel rounded is kept as what is in force."""
         for field, value in _limits(spec, swap=swap):
             if field == "oom_group":
-                self._end_on_oom(limited=spec.memory is not None)
+                self._end_on_oom()
             else:
                 self.limits[field] = self._set(field, value)
         for file, value in dict(spec.controls or {}).items():
             self.limits[file] = self.cgroup.set(file, str(value))
+        if self._limits_memory():
+            self._listen()
 
     def _set(self, field: str, value: str) -> str:
         file = LIMIT_FILES[field]
@@ -111,17 +119,30 @@ class CgroupTree:
             )
         return in_force
 
-    def _end_on_oom(self, *, limited: bool) -> None:
+    def _end_on_oom(self) -> None:
         """memory.oom.group (4.19) ends the container on one OOM kill; on v1 whoever waits is told, and does it."""
-        if directory := self.cgroup.controllers.get("memory"):
-            self.oom_fd = v1.oom_eventfd(directory) if limited else None
-        elif self.cgroup.offers("memory.oom.group"):
+        if "memory" not in self.cgroup.controllers and self.cgroup.offers("memory.oom.group"):
             self.cgroup.set("memory.oom.group", "1")
+
+    def _listen(self) -> None:
+        """v1 counts no OOM, but tells of each: here, and in the cgroup above, so that the two can be told apart."""
+        if directory := self.cgroup.controllers.get("memory"):
+            self.oom_fd = v1.oom_eventfd(directory)
+            self._oom_above_fd = v1.oom_eventfd(os.path.dirname(directory))
 
     def join(self) -> None:
         for fd in self._procs:
             os.write(fd, b"0")
+        if self.cgroup.unified:
+            first = self._procs.pop(0)
+            self._joined = time.monotonic(), first
         self._close_procs()
+
+    def part(self) -> None:
+        joined, self._joined = self._joined, None
+        if joined is not None and time.monotonic() - joined[0] < _GRACE_PERIOD_SECONDS:
+            with contextlib.suppress(OSError):
+                os.write(joined[1], b"0")
 
     def _close_procs(self) -> None:
         for fd in self._procs:
@@ -156,23 +177,45 @@ class CgroupTree:
         return False
 
     def out_of_memory(self) -> bool:
-        """v1 tells every cgroup below the one that ran out (mem_cgroup_oom_notify): it is ours if our limit was hit."""
-        return bool(self.cgroup.events("memory.events").get("max"))
+        """v1 tells the cgroup that ran out, and then all below it (mem_cgroup_oom_notify), before anything is killed.
+
+        So it is ours if we were told, and the one above was not. Asked in this order: that one was told before us.
+        """
+        self._ooms += _count(self.oom_fd)
+        self._ooms_above += _count(self._oom_above_fd)
+        return self._ooms > self._ooms_above
 
     def oom(self) -> str | None:
         """v2's ``oom`` counts where a limit was hit, in it or below it, and ``oom_kill`` where the victim was."""
         events = self.cgroup.events("memory.events")
         if not events.get("oom_kill"):
             return None
-        hit = events["oom"] if "oom" in events else events.get("max") and "memory" in self.limits
+        if "oom" in events:
+            hit = bool(events["oom"])
+        elif self.oom_fd is not None:
+            hit = self.out_of_memory()
+        else:  # nobody is told under PREEMPT_RT: that the limit was ever hit has to do
+            hit = self._limits_memory() and bool(events.get("max"))
         return "oom" if hit else "oom-ancestor"
+
+    def _limits_memory(self) -> bool:
+        return any(v1.controller_of(name) == "memory" for name in self.limits)
 
     def remove(self) -> None:
         self._close_procs()
-        if self.oom_fd is not None:
-            os.close(self.oom_fd)
-            self.oom_fd = None
+        for fd in (self.oom_fd, self._oom_above_fd):
+            if fd is not None:
+                os.close(fd)
+        self.oom_fd = self._oom_above_fd = None
         self.cgroup.remove()
+
+
+def _count(eventfd: int | None) -> int:
+    """How often it was signalled since it was last asked."""
+    try:
+        return 0 if eventfd is None else os.eventfd_read(eventfd)
+    except BlockingIOError:
+        return 0
 
 
 def _limits(spec: Spec, *, swap: bool) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from .._spec import Spec
 
 _UNENFORCEABLE = ("swap", "memory_high", "pids", "cpu", "cpu_weight", "io", "io_weight", "controls")
-_REASON = {
-    "pids": "needs a cgroup, and RLIMIT_NPROC is no substitute: it counts all processes of the user",
+_NEEDS = {
+    "pids": "needs a cgroup, and RLIMIT_NPROC is no substitute (it counts all processes of the user)",
 }
 _WATCH_SECONDS = 0.05
 
@@ -35,22 +36,31 @@ class ProcessBackend:
     name = "process"
     needs_reaper = True
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, by_name: bool = False) -> None:
         self.host = host
+        self._by_name = by_name
 
     def describe(self) -> str:
-        return f"process table, no cgroup (memory is watched, not limited; can't enforce: {', '.join(_UNENFORCEABLE)})"
+        why = re.sub(r" \(\w+ /[^)]*\)", "", self._why.reason)  # a line can't hold the path, too; the doctor does
+        weaker = f"memory is watched, not limited; can't enforce: {', '.join(_UNENFORCEABLE)}"
+        return f"process table, no cgroup: {why} ({weaker})"
+
+    @property
+    def _why(self) -> Missing:
+        """Why there is no cgroup. Who asked for this backend wants none tried."""
+        cgroup = None if self._by_name else self.host.capability("cgroup")
+        if cgroup is None or cgroup.offered:
+            return Missing("the process backend was asked for", "use --cgroup-backend=auto")
+        return Missing(cgroup.reason, cgroup.remedy)
 
     def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
         lacking = missing_namespaces(self.host, spec) + missing_identity(spec)
-        cgroup = self.host.capability("cgroup")
-        why = cgroup.reason or "the process backend was asked for"
-        remedy = cgroup.remedy or "use --cgroup-backend=auto"
+        why, remedy = self._why.reason, self._why.remedy
         for field in _UNENFORCEABLE:
             value = getattr(spec, field)
             if value is None or value == () or value == {} or (field == "swap" and value == 0):
                 continue
-            lacking.append((field, Missing(_REASON.get(field, f"needs a cgroup: {why}"), remedy)))
+            lacking.append((field, Missing(f"{_NEEDS.get(field, 'needs a cgroup')}: {why}", remedy)))
         if spec.memory is not None and not spec.oom_group:
             lacking.append(
                 ("oom_group", Missing("memory is watched here, and over its limit the whole tree ends", remedy))
@@ -91,6 +101,9 @@ class ProcessTree:
     def join(self) -> None:
         if self._cpuset is not None:
             os.sched_setaffinity(0, _cpus(self._cpuset))
+
+    def part(self) -> None:
+        """There is nothing to make cheaper."""
 
     def started(self, root: int) -> None:
         self._root = root

@@ -67,14 +67,16 @@ class Result:
     def table(self) -> list[str]:
         """The lines of the usage table, its head first; [] without one."""
         match = re.search(r"^=+ contained tests[^\n]* =+\n(.*?)(?=^=)", self.text, re.MULTILINE | re.DOTALL)
-        return match[1].splitlines() if match else []
+        return [line for line in match[1].splitlines() if not line.startswith("contained: ")] if match else []
 
 
-def command(arguments: Iterable[str | os.PathLike[str]], python: str = sys.executable) -> list[str]:
-    """The command line of an inner run."""
+def command(
+    arguments: Iterable[str | os.PathLike[str]], python: str = sys.executable, before: Iterable[str] = ()
+) -> list[str]:
+    """The command line of an inner run; *before* are plugins that are loaded before ours."""
     path = os.pathsep.join([str(Path(pytest_cgroup.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     variables = ("PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", "COLUMNS=200", "PYTHONUNBUFFERED=1", f"PYTHONPATH={path}")
-    plugins = ("-p", "pytest_cgroup.plugin", "-p", "no:cacheprovider")
+    plugins = [f"-p{name}" for name in (*before, "pytest_cgroup.plugin", "no:cacheprovider")]
     return ["env", "-u", "PYTEST_ADDOPTS", *variables, python, "-m", "pytest", *plugins, *map(str, arguments)]
 
 
@@ -84,9 +86,13 @@ def run(
     *arguments: str,
     workers: int = 0,
     prefix: tuple[str, ...] = (),
+    before: tuple[str, ...] = (),
     usage_json: bool = True,
 ) -> Result:
-    """Run the tests of *source* (or those that lie there already); *prefix* stands before the command."""
+    """Run the tests of *source* (or those that lie there already); *prefix* stands before the command.
+
+    *before* are plugins that are loaded before ours.
+    """
     if source is not None:
         pytester.path.joinpath("test_it.py").write_text(HEAD + source, encoding="utf-8")
     path, junit = pytester.path / "usage.json", pytester.path / "junit.xml"
@@ -98,7 +104,7 @@ def run(
         "junit_family=xunit1",
         *((f"--resource-usage-json={path}",) if usage_json else ()),
     )
-    done = pytester.run(*prefix, *command((*options, *xdist, *arguments)), timeout=60)
+    done = pytester.run(*prefix, *command((*options, *xdist, *arguments), before=before), timeout=60)
     text = "\n".join([*done.outlines, *done.errlines])
     assert "INTERNALERROR" not in text
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

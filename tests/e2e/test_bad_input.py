@@ -164,6 +164,9 @@ USAGE = {
     "-o cgroup_backend=docker": ["ini cgroup_backend='docker'", "auto, cgroup, process"],
     "--cgroup-base=/no/such/cgroup": ["/no/such/cgroup", "is not a cgroup", "cgroup mount"],
     "-o cgroup_base=/tmp": ["/tmp", "is not a cgroup", "cgroup mount"],
+    "--cgroup-scope=yes": ["--cgroup-scope='yes'", "auto, no"],
+    "-o cgroup_scope=never": ["ini cgroup_scope='never'", "auto, no"],
+    "-o cgroup_take_over=maybe": ["ini cgroup_take_over='maybe'", "no, yes"],
     "--cgroup-missing=ignore": ["--cgroup-missing='ignore'", "skip, fail, warn"],
     "-o cgroup_missing=ignore": ["ini cgroup_missing='ignore'", "skip, fail, warn"],
     "--cgroup-backend=process --cgroup-base=/": ["--cgroup-base", "makes no cgroups"],
@@ -189,10 +192,40 @@ def check_usage(pytester: pytest.Pytester, arguments: str, *, workers: int = 0) 
     assert not pytester.path.joinpath("ran").exists()
 
 
-def test_an_option_that_swallowed_a_path_says_so(pytester: pytest.Pytester) -> None:
-    result = run(pytester, "def test_it(): pass\n", "--contained", "test_it.py")
+@pytest.mark.parametrize("path", ["test_it.py", "sub", "sub/test_no.py", "test_it.py::test_it", "a=b", "test_no.py"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_option_that_swallowed_a_path_says_so(pytester: pytest.Pytester, path: str, workers: int) -> None:
+    for directory in ("sub", "a=b"):
+        pytester.mkdir(directory)
+    result = run(pytester, "def test_it(): open('ran', 'w')\n", "--contained", path, workers=workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "--contained took 'test_it.py' for its SPEC: write --contained= test_it.py" in result.text
-    assert run(pytester, None, "--contained=", "test_it.py").counts == {"passed": 1}
-    result = run(pytester, None, "--resource-usage", "test_it.py")
-    assert "that is a path: write --resource-usage=N test_it.py" in result.text
+    assert f"--contained took {path!r} for its SPEC, and that is a path: write --contained= {path}" in result.text
+    assert "or the path before" in result.text
+    assert "Traceback" not in result.text
+    result = run(pytester, None, "--resource-usage", path, workers=workers)
+    assert f"that is a path: write --resource-usage=N {path}" in result.text
+    assert not pytester.path.joinpath("ran").exists()
+
+
+def test_the_remedies_for_a_swallowed_path_work(pytester: pytest.Pytester) -> None:
+    source = "def test_it(): pass\n"
+    assert run(pytester, source, "--contained=", "test_it.py").record["ended"] == "exit"
+    assert run(pytester, source, "test_it.py", "--contained").record["ended"] == "exit"
+
+
+@pytest.mark.requires("uts_ns")
+def test_a_field_is_no_path_though_there_may_be_one_of_its_name(pytester: pytest.Pytester) -> None:
+    pytester.mkdir("uts_ns")
+    source = """
+def name(): return os.readlink("/proc/self/ns/uts")
+OUTSIDE = name()
+def test_it(): assert name() != OUTSIDE
+"""
+    assert run(pytester, source, "--contained", "uts_ns", "test_it.py").counts == {"passed": 1}
+
+
+def test_a_mistake_in_a_spec_is_no_path(pytester: pytest.Pytester) -> None:
+    for text in ("pid_nss", "readonly=/no/such"):
+        result = run(pytester, "def test_it(): pass\n", "--contained", text)
+        assert "(--contained)" in result.text
+        assert "that is a path" not in result.text

@@ -255,32 +255,6 @@ def test_uncontained(): pass
     assert "Traceback" not in block
 
 
-def test_xfail_covers_a_crash_as_it_covers_an_assertion(pytester: pytest.Pytester) -> None:
-    source = """
-@contained
-@pytest.mark.xfail(reason="known crash")
-def test_crash(): os.abort()
-@contained
-@pytest.mark.xfail(reason="known failure")
-def test_assert(): assert 0
-@contained
-@pytest.mark.xfail(reason="another", raises=ZeroDivisionError)
-def test_other_exception(): os.abort()
-@contained
-@pytest.mark.xfail(False, reason="condition does not hold")
-def test_no_condition(): os.abort()
-@contained
-@pytest.mark.xfail(strict=True, reason="fixed")
-def test_fixed(): pass
-"""
-    result = run(pytester, source, "-rx")
-    assert result.counts == {"xfailed": 2, "failed": 3}
-    assert set(result.blocks) == {"test_other_exception", "test_no_condition", "test_fixed"}
-    assert "XPASS(strict)" in result.blocks["test_fixed"]
-    assert result.blocks["test_no_condition"].startswith("killed by SIGABRT (signal 6) in call")
-    assert result.records["test_crash"]["outcome"] == "xfailed"
-
-
 def test_a_thread_has_a_stack_too(pytester: pytest.Pytester) -> None:
     source = """
 def in_a_thread(): threading.Event().wait()

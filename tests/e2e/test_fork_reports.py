@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.both import printed, same
+from tests.e2e.both import same
 from tests.e2e.inner import HEAD, run
 
 _ENDINGS = """
@@ -292,12 +292,24 @@ def test_same_under_rarer_options(pytester: pytest.Pytester, options: str) -> No
     same(pytester, *options.split())
 
 
-def test_native_tracebacks_differ_by_our_frames_only(pytester: pytest.Pytester) -> None:
-    pytester.path.joinpath("test_it.py").write_text("def test_it(): assert 0\n")
-    _, plain = printed(pytester, "--tb=native")
-    _, contained = printed(pytester, "--tb=native", "--contained=")
-    ours = re.compile(r'  File ".*/pytest_cgroup/.*\n(?:    .*\n)+')
-    assert ours.sub("", contained) == plain
+@pytest.mark.parametrize("options", ["--tb=native", "--full-trace"])
+def test_whole_tracebacks_have_no_frames_of_ours(pytester: pytest.Pytester, options: str) -> None:
+    pytester.path.joinpath("test_it.py").write_text(_ENDINGS)
+    text = same(pytester, *options.split(), unlike=_OF_THE_CONTAINED_RUN)
+    assert "/pluggy/" in text, "there were frames that are hidden else"
+    assert "/pytest_cgroup/" not in text
+
+
+#: arguments of pytest's own frames: the implementations of a hook, ours among them, and what comes after the item;
+#: and how deep the stack was
+_OF_THE_CONTAINED_RUN = re.compile(
+    r"^(?:methods|hook_impls) = .*|,?\s\bnextitem = .*|\bline repeated \d+", re.MULTILINE
+)
+
+
+def test_frames_of_ours_that_the_test_called_are_shown(pytester: pytest.Pytester) -> None:
+    source = "from pytest_cgroup import _units\n@contained\ndef test_it(): _units.parse_size('1Q')\n"
+    assert "/pytest_cgroup/_units.py" in run(pytester, source, "--tb=native").blocks["test_it"]
 
 
 _SUBTESTS = """
@@ -458,17 +470,6 @@ def local(): return 1
     source = "@contained\ndef test_it(local, request): assert request.node.funcargs['local'] == 2\n"
     block = run(pytester, source).blocks["test_it"]
     assert "call ['local', 'request'] True" in block
-
-
-def test_testsuite_properties_of_higher_scopes(pytester: pytest.Pytester) -> None:
-    source = """
-@pytest.fixture(scope="session", autouse=True)
-def told(record_testsuite_property): record_testsuite_property("told", "once")
-@contained
-def test_it(): pass
-"""
-    suite = next(ET.parse(run(pytester, source).junit).iter("testsuite"))
-    assert ("told", "once") in [(entry.get("name"), entry.get("value")) for entry in suite.iter("property")]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 warns of a fork beside threads")

@@ -151,22 +151,25 @@ def test_it():
 
 
 @backends
-def test_a_zombie_is_named_as_such(pytester: pytest.Pytester, backend: str) -> None:
-    source = """
-@contained
+@pytest.mark.parametrize("given", ["", pytest.param("pid_ns=True", marks=pytest.mark.requires("pid_ns"))])
+def test_a_zombie_is_named_as_such(pytester: pytest.Pytester, backend: str, given: str) -> None:
+    source = f"""
+@contained({given})
 def test_left():
-    pid = os.posix_spawn("/bin/true", ["true"], {})
+    pid = os.posix_spawn("/bin/true", ["true"], {{}})
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     open("left.pid", "w").write(str(pid))
 @contained
 def test_reaped():
-    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], {{}}), 0)
 """
     result = run(pytester, source, f"--cgroup-backend={backend}")
     assert result.counts == {"passed": 2, "error": 1}
     block = result.blocks["ERROR at teardown of test_left"]
-    assert f"pid {pid_of(pytester, 'left')}: " in block
-    assert "zombie: exited, but never waited for" in block
+    pid = pid_of(pytester, "left")
+    assert (
+        f"left behind, now killed: 1 process ([true])\n  pid {pid}: [true], zombie: exited, but never waited" in block
+    )
 
 
 def test_grace_asks_before_it_kills(pytester: pytest.Pytester) -> None:

@@ -91,14 +91,40 @@ def test_the_header_names_the_rung_once(pytester: pytest.Pytester, backend: str)
         assert "process table, no cgroup" in line
         assert "can't enforce: swap, memory_high, pids, cpu" in line
     else:
-        assert "cgroup " in line
-    assert len(line) < 200
+        assert line.startswith(("contained: cgroup ", "contained: process table, no cgroup: "))
+    assert len(re.sub(r" at /\S+", "", line)) < 220, "it reads at a glance, however deep the cgroup is"
 
 
-def test_without_a_contained_test_there_is_no_header(pytester: pytest.Pytester) -> None:
-    result = run(pytester, "def test_it(): pass\n")
+@both
+def test_without_a_contained_test_there_is_no_header(pytester: pytest.Pytester, workers: int) -> None:
+    result = run(pytester, "def test_it(): pass\n", workers=workers)
     assert "contained:" not in result.text
-    assert not result.table
+    assert "contained tests" not in result.text
+
+
+@pytest.mark.parametrize("source", ["def test_it(): pass", "def test_it(): os.abort()", "def test_it(): assert 0"])
+def test_under_xdist_the_summary_names_the_rung_once(pytester: pytest.Pytester, source: str) -> None:
+    """Who prints collects nothing, and at the start does not know that a test will be contained."""
+    source = f"@contained\n{source}\n@contained\ndef test_other(): pass\n"
+    result = run(pytester, source, "--cgroup-backend=process", workers=2)
+    (line,) = [line for line in result.text.splitlines() if line.startswith("contained: process")]
+    assert "can't enforce: swap, memory_high, pids, cpu" in line
+    assert "= contained tests (process) =" in result.text
+    assert bool(result.table) == ("abort" in source), "there is a table only where there was one before"
+
+
+def test_under_xdist_a_worker_that_is_another_host_is_named(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        from pytest_cgroup import _session, plugin
+        config.stash[plugin.session_key].settings.backend = "process"
+    else:
+        from pytest_cgroup import _backends
+        _backends.choose = lambda host, name: type("Other", (), {"name": "other"})()
+""")
+    result = run(pytester, "@contained\ndef test_it(): pass\n", workers=2)
+    assert [line for line in result.text.splitlines() if line.startswith("contained: ")] == ["contained: process"]
 
 
 def test_with_every_test_contained_the_header_stands_at_the_top_also_under_xdist(pytester: pytest.Pytester) -> None:

@@ -203,6 +203,57 @@ def test_as_an_ordinary_user(unprivileged: OrdinaryUser, directory_of: Callable[
     check(Result(done.returncode, done.stdout + done.stderr, [], directory), directory)
 
 
+_POWERS = (
+    HEAD
+    + """
+import pathlib
+def capabilities(): return next(line for line in open("/proc/self/status") if line.startswith("CapEff")).split()[1]
+NONE = "0" * 16
+@pytest.fixture
+def closed(tmp_path):
+    path = tmp_path / "closed"
+    path.write_text("secret")
+    path.chmod(0)
+    return path
+MARK
+def test_it(closed):
+    assert os.readlink("/proc/self/ns/user") != OUTSIDE
+    assert capabilities() EQUALS NONE
+    RAISES
+        closed.read_text()
+    RAISES
+        socket.create_server(("127.0.0.1", 80)).close()
+    program = [sys.executable, "-c", f"import socket; socket.create_server(('127.0.0.1', 80))"]
+    assert subprocess.run(program, stderr=subprocess.DEVNULL).returncode != 0, "no execve keeps a capability"
+OUTSIDE = os.readlink("/proc/self/ns/user")
+"""
+)
+
+
+@pytest.mark.requires("user_ns", "net_ns", "pid_ns")
+@pytest.mark.parametrize("backend", ["auto", "process"])
+@pytest.mark.parametrize("given", ["net_ns=True", "net_ns=True, pid_ns=True", "net_ns=True, no_new_privs=True"])
+@pytest.mark.parametrize("asked", [False, True], ids=["implied", "asked for"])
+def test_a_user_namespace_that_nobody_asked_for_gives_no_power(
+    unprivileged: OrdinaryUser, directory_of: Callable[[str], Path], asked: bool, given: str, backend: str
+) -> None:
+    """An ordinary user's test meets file modes and the ports of root's as it does uncontained."""
+    source = _POWERS.replace("MARK", f"@contained({given}, user_ns={asked})").replace("EQUALS", "!=" if asked else "==")
+    source = source.replace("RAISES", "if True:" if asked else "with pytest.raises(PermissionError):")
+    directory = directory_of(f"powers-{asked}-{given}-{backend}")
+    directory.joinpath("test_it.py").write_text(source)
+    arguments = ("--basetemp", str(directory / "tmp"), f"--cgroup-backend={backend}")
+    done = unprivileged.run(command(arguments, python=unprivileged.python), cwd=directory)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.requires("root", "user_ns", "net_ns")
+def test_root_stays_root_in_a_user_namespace(pytester: pytest.Pytester) -> None:
+    source = _POWERS.removeprefix(HEAD).replace("MARK", "@contained(net_ns=True, user_ns=True)")
+    source = source.replace("EQUALS", "!=").replace("RAISES", "if True:").replace("!= 0, ", "== 0, ")
+    assert run(pytester, source).counts == {"passed": 1}
+
+
 @pytest.mark.requires("root")
 def test_another_user_really(pytester: pytest.Pytester) -> None:
     source = """

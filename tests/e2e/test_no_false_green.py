@@ -96,8 +96,11 @@ def test_setup_fails_twice(shaky): pass
 def test_xfail_covers_a_crash_as_it_covers_an_assertion(pytester: pytest.Pytester) -> None:
     source = """
 @contained
-@pytest.mark.xfail(reason="known")
+@pytest.mark.xfail(reason="known crash")
 def test_covered(): os.abort()
+@contained
+@pytest.mark.xfail(reason="known failure")
+def test_assertion(): assert 0
 @contained
 @pytest.mark.xfail(strict=True)
 def test_strict(): os.abort()
@@ -114,8 +117,14 @@ def test_not_run(): open("ran", "w")
 @pytest.mark.xfail(strict=True)
 def test_passes(): pass
 """
-    assert run(pytester, source).counts == {"xfailed": 3, "failed": 3}
-    assert run(pytester, None, "--runxfail").counts == {"failed": 4, "passed": 2}
+    result = run(pytester, source)
+    assert result.counts == {"xfailed": 4, "failed": 3}
+    assert set(result.blocks) == {"test_of_another_kind", "test_not_here", "test_passes"}
+    assert result.blocks["test_not_here"].startswith("killed by SIGABRT (signal 6) in call")
+    assert "XPASS(strict)" in result.blocks["test_passes"]
+    assert result.records["test_covered"]["outcome"] == "xfailed"
+    assert not pytester.path.joinpath("ran").exists()
+    assert run(pytester, None, "--runxfail").counts == {"failed": 5, "passed": 2}
 
 
 def test_a_fork_of_the_test_that_falls_through(pytester: pytest.Pytester) -> None:

@@ -226,8 +226,8 @@ def pytest_collection_modifyitems(items):
 def test_help_and_markers_read_well(pytester: pytest.Pytester) -> None:
     text = run(pytester, None, "--help").text
     group = text.partition("contained tests (pytest-cgroup):")[2].partition("\n\n")[0]
-    for name in (*OPTIONS, "cgroup-base"):
-        assert f"--{name}=" in group
+    for name in (*OPTIONS, "cgroup-base", "cgroup-scope", "cgroup-take-over"):
+        assert f"--{name}{'' if name == 'cgroup-take-over' else '='}" in group
         assert f"{name.replace('-', '_')} (string)" in text
     text = run(pytester, None, "--markers").text.partition("@pytest.mark.contained(")[2].partition("@pytest.mark.")[0]
     assert all(f"\n    {field.name} " in text for field in FIELDS)

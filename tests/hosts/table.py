@@ -16,6 +16,7 @@ V2: Final = (
     *("cgroup", "kill", "freeze", "memory", "swap", "memory_high", "oom_group"),
     *("pids", "cpu", "cpu_weight", "io"),
 )
+SYSTEMD: Final = (*V2, *NAMESPACES, "systemd")  # through a scope of pytest's own, wherever it is started
 V1: Final = ("cgroup", "memory", "swap", "pids", "cpu", "cpu_weight", "io")
 
 
@@ -36,24 +37,32 @@ HOSTS: Final[dict[str, Host]] = {
     ),
     "v2-systemd-root": Host(
         settings=Settings(kernel="uml-6.12", init="systemd"),
-        offers=("root", *V2, *NAMESPACES),
+        offers=("root", *SYSTEMD),
+    ),
+    "v2-systemd-service": Host(
+        settings=Settings(kernel="uml-6.12", init="systemd", place="service"),
+        offers=("root", *SYSTEMD),
     ),
     "v2-systemd-user-scope": Host(
         settings=Settings(kernel="uml-6.12", init="systemd", user="tester"),
-        offers=(*V2, *NAMESPACES),
+        offers=SYSTEMD,
         fast=True,
     ),
-    "v2-systemd-user-session": Host(  # may write no cgroup: namespaces and the process table are all there is
+    "v2-systemd-user-terminal": Host(  # the shell that starts pytest is beside it: no controller can be enabled there
+        settings=Settings(kernel="uml-6.12", init="systemd", user="tester", place="terminal"),
+        offers=SYSTEMD,
+    ),
+    "v2-systemd-user-session": Host(  # as after ssh: the session's cgroup is not the user's to write
         settings=Settings(kernel="uml-6.12", init="systemd", user="tester", place="session"),
-        offers=NAMESPACES,
+        offers=SYSTEMD,
     ),
     "v2-oldest": Host(
         settings=Settings(kernel="uml-6.1", init="systemd", user="tester"),
-        offers=(*V2, *NAMESPACES),
+        offers=SYSTEMD,
     ),
     "v2-newest": Host(
         settings=Settings(kernel="uml-7.2", init="systemd"),
-        offers=("root", *V2, *NAMESPACES, "time_ns", "privileged"),
+        offers=("root", *SYSTEMD, "time_ns", "privileged"),
         fast=True,
     ),
     "v1-root": Host(
@@ -66,6 +75,6 @@ HOSTS: Final[dict[str, Host]] = {
     ),
     "py313": Host(
         settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester"),
-        offers=(*V2, *NAMESPACES),
+        offers=SYSTEMD,
     ),
 }

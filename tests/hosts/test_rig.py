@@ -33,6 +33,7 @@ DEB822 = "Types: deb\nURIs: http://deb.example/debian\nSuites: bookworm\n"
     [
         ({"kernel": "uml-7.2", "cgroup": "v1"}, "needs the kernel uml-6.1"),
         ({"place": "session"}, "needs systemd"),
+        ({"place": "terminal"}, "needs systemd"),
         ({"init": "systemd", "place": "root"}, "systemd keeps the root cgroup"),
         ({"kernel": "uml-6.1", "suite": "trixie", "init": "systemd", "cgroup": "hybrid"}, "no longer starts"),
         ({"user": "nobody"}, "must be one of root, tester"),
@@ -102,6 +103,10 @@ def test_a_missing_directory_is_no_success(tmp_path: Path) -> None:
         (
             settings.Settings(init="systemd", user="tester"),
             "-- systemd-run --user --quiet --scope -p Delegate=yes /run/guest/command\n",
+        ),
+        (
+            settings.Settings(init="systemd", user="tester", place="terminal"),
+            "-- systemd-run --user --quiet --scope sh -c '/run/guest/command; exit $?'\n",
         ),
         (
             settings.Settings(init="systemd", user="tester", place="session"),

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import pytest
@@ -66,7 +67,7 @@ class Live:
         """Wait until the first process has ended."""
         self.container.watch({self.reader: self._read}, lambda: False, DEADLINE_SECONDS)
 
-    def finish(self, zombies: tuple[int, ...] = ()) -> Outcome:
+    def finish(self, zombies: Mapping[int, str] = MappingProxyType({})) -> Outcome:
         """Wait for the end, and destroy the container."""
         if self.outcome is None:
             self.watch()

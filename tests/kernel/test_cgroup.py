@@ -13,6 +13,7 @@ import pytest
 
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
+from pytest_cgroup._kernel_files import read_file, write_file
 from pytest_cgroup._kernel_text import flat_keyed
 from pytest_cgroup.exceptions import ContainerError
 from tests.kernel.contain import DEADLINE_SECONDS, identity
@@ -143,7 +144,7 @@ def test_kill_without_cgroup_kill(cgroup: Cgroup, frozen: bool, monkeypatch: pyt
     if cgroup.unified:
         from pytest_cgroup import _cgroup
 
-        write = _cgroup.write_file
+        write = write_file
 
         def refuse(path: str, value: str) -> None:
             if path.endswith("/cgroup.kill"):
@@ -266,8 +267,6 @@ def test_a_session_is_named_after_its_owner(session: Cgroup) -> None:
 
 
 def test_a_long_text_is_read_whole(cgroup: Cgroup, tmp_path: Path) -> None:
-    from pytest_cgroup._cgroup import read_file
-
     text = "".join(f"{number}\n" for number in range(30_000))
     (tmp_path / "long").write_text(text)
     assert read_file(str(tmp_path / "long")) == text

@@ -13,9 +13,8 @@ import psutil
 import pytest
 
 from pytest_cgroup import _syscalls
-from pytest_cgroup._kernel_text import cgroup_mounts, membership
-from pytest_cgroup._placement import own_directory
-from pytest_cgroup._process import ProcessId, send_signal, wait_gone
+from pytest_cgroup._kernel_text import cgroup_mounts, membership, own_directory
+from pytest_cgroup._process import ProcessId, own_zombies, send_signal, wait_gone
 from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS, Lab, Tell, identity, leak, nothing, on_cgroup
 from tests.kernel.forked import forked
 
@@ -129,16 +128,18 @@ def test_a_process_that_is_about_to_end_is_no_leak(lab: Lab) -> None:
 def test_zombies_that_were_not_waited_for(lab: Lab) -> None:
     """The test says which; they are no processes any more, but somebody forgot to wait."""
 
-    def function(tell: Tell) -> int:
-        if (pid := os.fork()) == 0:
-            os._exit(0)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        return pid
+    def function(tell: Tell) -> tuple[int, dict[int, str]]:
+        reaped, left = (os.posix_spawn("/bin/true", ["true", "lies"], {}) for _ in range(2))
+        os.waitpid(reaped, 0)
+        os.waitid(os.P_PID, left, os.WEXITED | os.WNOWAIT)
+        return left, own_zombies()
 
     with lab.live(function) as live:
-        pid = live.told()
-        (found,) = live.finish(zombies=(pid,)).leaks
-    assert (found.pid, found.status) == (pid, "zombie")
+        pid, zombies = live.told()
+        (found,) = live.finish(zombies=zombies).leaks
+    assert zombies == {pid: "true"}, "its arguments are gone, but not its name"
+    assert (found.pid, found.argv, found.status) == (pid, ("[true]",), "zombie")
+    assert found.describe().startswith(f"pid {pid}: [true], zombie: exited, but never waited for")
 
 
 @pytest.mark.parametrize("grace", [0.0, 30.0])

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_cgroup._backends.cgroup import CgroupTree, device_number
@@ -130,6 +131,15 @@ def test_memory_high_slows_and_does_not_kill(lab: Lab) -> None:
 
 @pytest.mark.requires("memory")
 @on_cgroup
+@pytest.mark.parametrize(
+    "asked", [{"controls": {"memory.max": "64M"}}, {"memory": 64 * MB, "oom_group": False}], ids=str
+)
+def test_however_it_was_limited_it_is_its_own_limit(lab: Lab, asked: dict[str, object]) -> None:
+    assert lab.run(lambda _: bytearray(200 * MB), **asked).ended == "oom"
+
+
+@pytest.mark.requires("memory")
+@on_cgroup
 def test_an_ancestors_limit_is_not_its_own(lab: Lab) -> None:
     """The parent cgroup has the limit, and runs out of memory."""
     parent = lab.backend.create(lab.spec(memory=64 * MB), "parent")
@@ -152,6 +162,66 @@ def test_an_ancestors_limit_is_not_its_own(lab: Lab) -> None:
         assert forked(function) == ("oom", *["oom-ancestor"] * 3, True)
     finally:
         parent.remove()
+
+
+def gives_up_pages(path: Path) -> bool:
+    """Whether what is written below *path* is cache: a file in memory stays."""
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    return next(mounts[str(one)] for one in (path, *path.parents) if str(one) in mounts) not in ("tmpfs", "ramfs")
+
+
+@pytest.mark.requires("memory")
+@on_cgroup
+def test_a_limit_that_was_hit_before_is_not_blamed_for_an_ancestors(lab: Lab, tmp_path: Path) -> None:
+    """Page cache filled it up to its own limit, and was given up; then a neighbour takes what the parent has."""
+    if not gives_up_pages(tmp_path):
+        pytest.skip("tmp_path is on a file system in memory")
+    parent = lab.backend.create(lab.spec(memory=128 * MB), "parent")
+    assert isinstance(parent, CgroupTree)
+    base = parent.cgroup.directories[0] if not parent.cgroup.controllers else parent.cgroup.controllers["memory"]
+    reader, writer = os.pipe()
+
+    def neighbour(tell: Tell) -> None:
+        mine = bytearray(90 * MB)
+        wait(tell)
+        del mine
+
+    def victim(tell: Tell) -> None:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+        with open(tmp_path / "file", "wb") as file:
+            for _ in range(80):
+                file.write(bytes(MB))
+            file.flush()
+            os.fsync(file.fileno())
+        first = bytearray(30 * MB)
+        tell("hit, and lived on")
+        os.read(reader, 1)
+        second = bytearray(12 * MB)
+        del first, second
+
+    def function() -> tuple[object, ...]:
+        host = Host(base)
+        try:
+            inner = Lab(host, type(lab.backend)(host))  # type: ignore[call-arg]
+            with inner.live(victim, memory=48 * MB, name="victim") as live:
+                live.told()
+                hit = live.cgroup.events("memory.events").get("max")
+                with inner.live(neighbour, name="neighbour") as other:
+                    other.told()
+                    os.write(writer, b"!")
+                    ended = live.finish().ended
+            return hit, ended
+        finally:
+            host.close()
+
+    try:
+        hit, ended = forked(function)
+    finally:
+        os.close(reader)
+        os.close(writer)
+        parent.remove()
+    assert hit, "or there was no temptation"
+    assert ended == "oom-ancestor"
 
 
 # processes

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import pytest
 
 from pytest_cgroup._backends import choose
-from pytest_cgroup._cgroup import Cgroup, write_file
+from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
-from pytest_cgroup._kernel_text import CgroupMount
-from pytest_cgroup._placement import LEAF, Placement, own_directory
+from pytest_cgroup._kernel_files import write_file
+from pytest_cgroup._kernel_text import CgroupMount, own_directory
+from pytest_cgroup._placement import LEAF, Placement
 from pytest_cgroup.exceptions import ContainerError
 from tests.kernel.contain import Lab, nothing
 from tests.kernel.forked import become_ordinary, forked
@@ -111,7 +112,7 @@ def test_a_shell_in_the_same_scope(stage: Cgroup) -> None:
 
     def function() -> tuple[Any, ...]:
         before = where()
-        host = Host()
+        host = Host(scope=False)
         try:
             lab = Lab(host, choose(host, "cgroup"))
             value, outcome = lab.call(lambda _: os.getpid())
@@ -199,7 +200,7 @@ def test_a_threaded_cgroup_is_no_place(stage: Cgroup) -> None:
 
     def function() -> tuple[Any, ...]:
         write_file(f"{stage.unified}/cgroup.subtree_control", "+pids")  # with us in it: a threaded domain
-        host = Host()
+        host = Host(scope=False)
         try:
             capability = host.capability("cgroup")
             return capability.offered, capability.reason, choose(host).name
@@ -276,7 +277,7 @@ def test_an_ordinary_user_without_a_cgroup() -> None:
 
     def function() -> tuple[Any, ...]:
         become_ordinary()
-        host = Host()
+        host = Host(scope=False)
         try:
             found = [host.capability(name) for name in ("cgroup", "memory", "pids", "cpu")]
             return choose(host).name, [(one.offered, one.reason, one.remedy) for one in found]

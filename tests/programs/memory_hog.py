@@ -5,6 +5,8 @@ import signal
 import sys
 
 signal.alarm(60)
+with open("/proc/self/oom_score_adj", "w") as f:
+    f.write("1000")  # where the kernel chooses a victim, it is this one
 held = [bytearray(os.urandom(1)) * (1 << 20) for _ in range(int(sys.argv[1]))]
 if len(sys.argv) > 2:
     os.write(int(sys.argv[2]), b"!")

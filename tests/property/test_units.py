@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_cgroup import _units as units
+from pytest_cgroup import _values as values
 
 # A busy machine is no failure.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,16 +21,16 @@ PARSERS: list[Callable[[object], object]] = [
     units.parse_cpuset,
     units.parse_seconds,
     units.parse_flag,
-    units.parse_quota,
-    units.parse_deadline,
-    units.parse_grace,
-    units.parse_account,
-    units.parse_paths,
-    units.parse_hidden,
-    units.parse_io,
-    units.parse_controls,
-    units.parse_rlimits,
-    units.parse_expect,
+    values.parse_quota,
+    values.parse_deadline,
+    values.parse_grace,
+    values.parse_account,
+    values.parse_paths,
+    values.parse_hidden,
+    values.parse_io,
+    values.parse_controls,
+    values.parse_rlimits,
+    values.parse_expect,
 ]
 
 scalars = (

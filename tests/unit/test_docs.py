@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pytest_cgroup._doctor import CAPABILITIES, diagnose
+from pytest_cgroup._host import Host
 from pytest_cgroup._outcome import Leak, Outcome, Usage, to_record
 from pytest_cgroup._spec import FIELDS, spec_table
 
@@ -39,3 +41,18 @@ def test_every_key_of_the_json_lines_is_documented_and_no_other() -> None:
 
 def test_every_field_is_in_the_table_once() -> None:
     assert first_column(spec_table()) == [field.name for field in FIELDS]
+
+
+def test_every_key_of_the_doctors_json_is_documented_and_no_other() -> None:
+    page = (DOCS / "reference" / "doctor.md").read_text(encoding="utf-8")
+    host = Host(scope=False)
+    try:
+        told = diagnose(host).to_json()
+    finally:
+        host.close()
+    found = {*told, *(f"environment.{key}" for key in told["environment"])}
+    found |= {f"rungs[].{key}" for key in told["rungs"][0]}
+    found |= {f"capabilities.*.{key}" for key in told["capabilities"]["cgroup"]}
+    required, _, keys = page.partition("## JSON")
+    assert found == set(re.findall(r"^\| `([\w.*\[\]]+)` \|", keys, re.MULTILINE))
+    assert [*CAPABILITIES] == re.findall(r"^\| `(\w+)` \|", required, re.MULTILINE) == [*told["capabilities"]]

@@ -12,23 +12,23 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pytest_cgroup"
 
-# A module imports from the modules before it on its own floor, and from lower floors.
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("exceptions", "_units", "_spec", "_outcome"),
-    (
-        *("_syscalls", "_wire", "_process", "_kernel_text", "_cgroup_v1", "_cgroup", "_placement", "_steps"),
-        *("_identity", "_namespaces", "_host", "_reaper"),
-    ),
-    (
-        *("_guard", "_backends", "_container", "_daemon", "_recover"),
-        *("_shared", "_origins", "_exempt", "_held", "_owners"),
-    ),
-    (
-        *("hookspecs", "_seam", "_coverage", "_output", "_config", "_inside", "_workshop", "_verdict", "_report"),
-        *("_judge", "_contained", "_runner"),
-        *("_leak_report", "_leaks", "_session", "_xdist", "plugin"),
-    ),
-)
+# A module imports from the modules before it on its own floor, and from lower floors: the paragraphs, lowest first.
+_FLOORS = """
+exceptions _units _values _spec _outcome
+
+_syscalls _wire _process _kernel_files _kernel_text
+_refusal _cgroup_v1 _cgroup _lacking _systemd _placement
+_steps _identity _namespaces
+_environment _remedies _host _reaper
+
+_guard _backends _doctor _entry _container _daemon _recover
+_shared _origins _exempt _held _owners
+
+hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
+_judge _child _contained _frames _runner
+_leak_report _leaks _session _xdist plugin
+"""
+FLOORS = tuple(tuple(floor.split()) for floor in _FLOORS.split("\n\n"))
 # These stand above the library's floors and outside the plugin's: they may import what has no pytest in it.
 ENTRANCES = ("__init__", "__main__")
 

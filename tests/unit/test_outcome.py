@@ -180,6 +180,8 @@ def test_what_the_kernel_did_not_tell_is_left_out() -> None:
     assert BARE_LEAK.describe() == "pid 1: (no command line)"
     zombie = dataclasses.replace(BARE_LEAK, argv=("sh",), status="zombie", rss_bytes=0)
     assert zombie.describe() == "pid 1: sh, zombie: exited, but never waited for, 0B RSS"
+    assert dataclasses.replace(zombie, argv=("[sh]",)).describe().startswith("pid 1: [sh], zombie")
+    assert dataclasses.replace(zombie, argv=("[", "]")).describe().startswith("pid 1: '[' ']', zombie")
 
 
 @pytest.mark.parametrize("part", ["a\nb", "\x1b[31m", "\u202eabc", "\udcff", "\0"])

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pickle
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 
 import pytest_cgroup._spec
 from pytest_cgroup._spec import FIELDS, Spec, marker_help, merge, parse_kwargs, parse_text, spec_table
+from pytest_cgroup._values import RLIMITS
 from pytest_cgroup.exceptions import SpecError, shown
 
 M, G = 1024**2, 1024**3
@@ -580,3 +582,8 @@ print(*sorted(heavy & sys.modules.keys()))
 """
     run = subprocess.run([sys.executable, "-S", "-E", "-c", code], capture_output=True, text=True, check=True, env={})
     assert run.stdout.strip() == ""
+
+
+def test_the_rlimits_are_those_of_python() -> None:
+    known = {name.removeprefix("RLIMIT_").lower() for name in dir(resource) if name.startswith("RLIMIT_")}
+    assert set(RLIMITS) == known - {"ofile"}  # OFILE is the BSD spelling of NOFILE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,21 @@ def test_the_constants_are_pythons() -> None:
     assert known or sys.version_info < (3, 12)
     same = ("RDONLY", "NOSUID", "NODEV", "NOEXEC", "NOATIME", "NODIRATIME")  # statvfs says these with mount's bits
     assert [name for name in same if getattr(os, f"ST_{name}") != getattr(sc, f"MS_{name}")] == []
+
+
+#: of the C library of Alpine, which has no wrapper for many a system call that glibc has one for
+OF_MUSL = {"unshare", "setns", "mount", "umount", "umount2", "prctl", "capget", "capset", "syscall", "clone", "ptrace"}
+
+
+def test_only_functions_that_musl_has_are_used() -> None:
+    """`_libc` looks all of them up when it is first called, so that one that is not there would fail them all."""
+    source = Path(sc.__file__).read_text(encoding="utf-8")
+    declared = set(re.findall(r'^        "(\w+)": \[', source, re.MULTILINE))
+    used = set(re.findall(r"\b_?libc(?:\(\))?\.(\w+)", source))
+    assert {"unshare", "mount"} <= declared
+    assert used <= declared | {"syscall"}
+    assert declared <= OF_MUSL
+    assert re.findall(r"\bCDLL\(.*\)", source) == ["CDLL(None, use_errno=True)"], "libc.so.6 is glibc's name for it"
 
 
 MISSING = "/no such place"

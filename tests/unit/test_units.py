@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-
 import pytest
 
 from pytest_cgroup._units import (
-    RLIMITS,
     format_seconds,
     format_size,
     parse_cores,
@@ -329,8 +326,3 @@ def test_flag(value: object, flag: bool) -> None:
 def test_bad_flag(value: object) -> None:
     with pytest.raises(ValueError, match="neither true nor false"):
         parse_flag(value)
-
-
-def test_the_rlimits_are_those_of_python() -> None:
-    known = {name.removeprefix("RLIMIT_").lower() for name in dir(resource) if name.startswith("RLIMIT_")}
-    assert set(RLIMITS) == known - {"ofile"}  # OFILE is the BSD spelling of NOFILE

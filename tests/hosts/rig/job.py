@@ -70,11 +70,12 @@ def place_script(settings: Settings) -> str:
     before = ""
     if settings.place == "session":
         start = f"su -l {settings.user} -c {command}"
-    elif settings.place == "scope" and settings.init == "systemd":
+    elif settings.place in ("scope", "terminal") and settings.init == "systemd":
         if uid:
             before = f"export XDG_RUNTIME_DIR={RUNTIME} DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus\n"
         manager = "--user " if uid else ""
-        start = f"{as_user}systemd-run {manager}--quiet --scope -p Delegate=yes {command}"
+        what = f"-p Delegate=yes {command}" if settings.place == "scope" else f"sh -c '{command}; exit $?'"
+        start = f"{as_user}systemd-run {manager}--quiet --scope {what}"
     else:
         if settings.place == "scope":
             before = DELEGATE.format(uid=uid)

@@ -10,7 +10,7 @@ Suite = Literal["bookworm", "trixie"]
 Init = Literal["mini", "systemd"]
 Mode = Literal["v2", "hybrid", "v1"]
 User = Literal["root", "tester"]
-Place = Literal["scope", "service", "session", "root"]
+Place = Literal["scope", "terminal", "service", "session", "root"]
 
 KERNEL_SUITES: Final[dict[Kernel, str]] = {"uml-6.1": "bookworm", "uml-6.12": "trixie", "uml-7.2": "sid"}
 """The Debian suite that each kernel is taken from."""
@@ -33,6 +33,7 @@ class Settings:
 
     ``place`` is where the command runs.  Without systemd: ``scope`` (a child cgroup in every hierarchy, given to the
     user) or ``root`` (the root cgroups).  Under systemd: ``scope`` (``systemd-run [--user] --scope -p Delegate=yes``),
+    ``terminal`` (a scope that a shell shares, nothing delegated),
     ``service`` (inside a plain system service) or ``session`` (a login session, whose cgroup its user may not write).
 
     Raises ValueError for a combination that the kernels or inits do not offer.

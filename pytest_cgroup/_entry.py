@@ -1,0 +1,97 @@
+"""The way into a container: the processes on it, and what the first one does before anything else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _syscalls
+from ._backends import namespaces_asked
+from ._namespaces import Namespaces, drop_privileges, enter_user_namespace, rejoin_pid, set_up, unshare_pid
+from ._process import fork, set_rlimits
+from ._reaper import NOT_ENTERED, become_reaper, keep_namespaces, tell
+from .exceptions import CgroupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._backends import Backend
+    from ._host import Host
+    from ._spec import Spec
+
+
+class Shape(NamedTuple):
+    """Which processes stand above a container's first one: what must be known before it is forked, and no more."""
+
+    reaper: bool
+    #: the reaper is PID 1 of a namespace of its own
+    pid_ns: bool
+    #: without privilege: in a user namespace
+    user_ns: bool
+
+    @classmethod
+    def of(cls, spec: Spec, backend: Backend, host: Host) -> Shape:
+        """What *spec* takes on this host."""
+        return cls(
+            reaper=backend.needs_reaper or bool(spec.pid_ns),
+            pid_ns=bool(spec.pid_ns),
+            user_ns=bool(spec.user_ns) or host.needs_user_namespace(namespaces_asked(spec)),
+        )
+
+
+def fork_first(shape: Shape, status: int) -> int:
+    """Fork what *shape* says; 0 in the first process, elsewhere the direct child's pid.
+
+    Args:
+        shape: the processes between.
+        status: descriptor that these tell on what becomes of the first process.
+
+    Raises:
+        OSError: the host has no process to give.
+    """
+    if not shape.reaper:
+        return fork()
+    if not shape.pid_ns:
+        return fork() or become_reaper(status)
+    if shape.user_ns:
+        return fork() or keep_namespaces(status)
+    unshare_pid()  # for the children to come of this thread alone, until it is undone
+    pid = -1
+    try:
+        pid = fork()
+    finally:
+        if pid:
+            rejoin_pid()
+    return pid or become_reaper(status)
+
+
+def enter(spec: Spec, shape: Shape, join: Callable[[], None], *, keep: tuple[str, ...], status: int) -> None:
+    """In the first process, before anything else: all of it, or exit. Fails closed.
+
+    Args:
+        spec: what is asked of the container.
+        shape: how this process was forked.
+        join: steps into the container's tree.
+        keep: paths that stay visible where a private /tmp would hide them.
+        status: descriptor to tell on what went wrong; closed.
+    """
+    try:
+        join()
+        if shape.user_ns and not shape.pid_ns:
+            enter_user_namespace(uid=os.getuid(), gid=os.getgid())
+        namespaces = Namespaces.from_spec(spec, keep=keep)
+        if namespaces.any:
+            set_up(namespaces)
+        set_rlimits(dict(spec.rlimits))
+        if spec.user is not None or spec.group is not None or spec.no_new_privs:
+            drop_privileges(spec.user, spec.group, bool(spec.no_new_privs))
+            if shape.reaper:
+                _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
+        if shape.user_ns and not spec.user_ns and os.getuid() != 0:
+            _syscalls.clear_capabilities()  # nobody asked for those of the user namespace, and no execve keeps them
+    except BaseException as error:
+        what = str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}"
+        tell(status, error=what[:3000])
+        os._exit(NOT_ENTERED)
+    os.close(status)

@@ -1,0 +1,38 @@
+"""The kernel's files, in /sys/fs/cgroup and /proc: one open, unbuffered."""
+
+from __future__ import annotations
+
+import os
+
+
+def read_file(path: str) -> str:
+    """The whole text of a kernel file (a pseudo file has no size to trust)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 65536)
+        if len(text) >= 4096:  # a seq_file hands out a page at a time
+            while more := os.read(fd, 65536):
+                text += more
+    finally:
+        os.close(fd)
+    return text.decode()
+
+
+def write_file(path: str, value: str, dir_fd: int | None = None) -> None:
+    """One unbuffered write: buffered I/O would report a refusal at close, or never, and an id map goes whole or not."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def words(path: str) -> list[str]:
+    """The words of a cgroup file; none where it is not there or can't be read.
+
+    Such are cgroup.type in the root, and cgroup.procs of a threaded cgroup.
+    """
+    try:
+        return read_file(path).split()
+    except OSError:
+        return []
