@@ -118,6 +118,7 @@ def shared(rounds: int, tests: int | None) -> None:
             median, low, high = ratio([r.loop for r in own], [r.loop for r in runs[0]])
             each = statistics.median(r.loop for r in own) / size
             more = statistics.median(r.loop - plain.loop for r, plain in zip(own, runs[0], strict=True)) / size
+            cpu, *_ = ratio([r.cpu for r in own], [r.cpu for r in runs[0]])
             rows.append(
                 [
                     contender.name,
@@ -125,12 +126,13 @@ def shared(rounds: int, tests: int | None) -> None:
                     f"{more * 1000:.3f} ms",
                     f"{median:.3f}",
                     f"{low:.3f}-{high:.3f}",
+                    f"{cpu:.3f}",
                     verdict(median, contender.limit),
                 ]
             )
         print_table(
             f"Leaks looked for in place, {size} {title}, {rounds} rounds",
-            ["", "a test", "more", "ratio", "quartiles", "limit"],
+            ["", "a test", "more", "ratio", "quartiles", "CPU time", "limit"],
             rows,
         )
 

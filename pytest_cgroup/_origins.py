@@ -14,7 +14,6 @@ import mmap
 import os
 import struct
 import sys
-import sysconfig
 import threading
 import time
 import weakref
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 _EVENTS = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
 #: their threads work for whoever comes next
 _LENDS_THREADS = ("trio", "anyio")
-_STDLIB = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
+_STDLIB = os.path.dirname(os.__file__) + os.sep  # sysconfig would say the same, and take 10 ms for it
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _SLOTS = 1024
@@ -274,7 +273,7 @@ def _text(word: object) -> str:
 
 
 def _is_plumbing(file: str) -> bool:
-    return file.startswith(("<", *_STDLIB)) or _is_installed(file)
+    return file.startswith(("<", _STDLIB)) or _is_installed(file)
 
 
 def _is_installed(file: str) -> bool:
