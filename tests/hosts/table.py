@@ -77,4 +77,12 @@ HOSTS: Final[dict[str, Host]] = {
         settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester"),
         offers=SYSTEMD,
     ),
+    "podman": Host(  # rootless: root in it is an ordinary user outside, and part of /proc is masked
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester", place="podman"),
+        offers=(),
+    ),
+    "podman-writable": Host(
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester", place="podman-writable"),
+        offers=(),
+    ),
 }
