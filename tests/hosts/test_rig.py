@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -66,6 +67,7 @@ def test_the_hosts_cover_what_the_project_promises() -> None:
     assert {host.cgroup for host in chosen} == {"v2", "v1", "hybrid"}
     assert {host.kernel for host in chosen} == set(settings.KERNEL_SUITES)
     assert {host.python for host in chosen} == {"3.11", "3.13"}
+    assert {host.place for host in chosen} == {*get_args(settings.Place)} - {"root"}
     assert 2 <= sum(host.fast for host in HOSTS.values()) <= 3
 
 
