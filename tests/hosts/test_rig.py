@@ -127,7 +127,7 @@ def test_a_container_has_writable_cgroups_only_where_that_is_asked_for() -> None
     for place, writable in (("podman", False), ("podman-writable", True)):
         where = settings.Settings(suite="trixie", init="systemd", user="tester", place=place)  # type: ignore[arg-type]
         script = job.place_script(where)
-        assert script.endswith("--rootfs /srv/container /run/guest/command\n")
+        assert script.endswith("--rootfs /var/container /run/guest/command\n")
         assert ("unmask=/sys/fs/cgroup" in script) is writable
 
 

@@ -34,15 +34,14 @@ done
 """What a manager does who delegates: the directory and these files belong to the user, the limits do not."""
 CONTAINER: Final = """\
 export HOME=/home/{user} USER={user} LOGNAME={user}
-root=/srv/container
-mkdir $root && cd $root || exit 126
-mkdir dev etc home proc root run srv sys tmp usr var
+mkdir /var/container && cd /var/container || exit 126
+mkdir -p dev etc home/{user} proc root run srv sys tmp usr var
 for name in bin sbin lib lib64; do ln -s usr/$name $name; done
-chown -h {uid}:{uid} . *
+chown -h {uid}:{uid} . * home/*
 cd /
 """
 """An empty root for a container, which needs no registry: the guest's own directories are bound into it."""
-BOUND: Final = ("/etc:/etc:ro", "/home:/home", "/run/guest:/run/guest:ro", "/srv:/srv", "/usr:/usr:ro")
+BOUND: Final = ("/etc:/etc:ro", "/run/guest:/run/guest:ro", "/srv:/srv", "/usr:/usr:ro")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def place_script(settings: Settings) -> str:
         writable = ["--security-opt=unmask=/sys/fs/cgroup"] if settings.place == "podman-writable" else []
         volumes = [f"--volume={volume}" for volume in BOUND]
         options = ["--rm", "--network=none", "--log-driver=none", "--tmpfs=/tmp", *volumes, *writable]
-        start = f"{as_user}podman run {' '.join(options)} --rootfs /srv/container {command}"
+        start = f"{as_user}podman run {' '.join(options)} --rootfs /var/container {command}"
     else:
         if settings.place == "scope":
             before = DELEGATE.format(uid=uid)
