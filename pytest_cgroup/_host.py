@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -243,6 +244,8 @@ def _try_namespaces(*, user: bool) -> dict[str, _Refusal]:
                 _try_pid_namespace()
             else:
                 _syscalls.unshare(flag)
+            if name == "uts_ns":  # podman's filter allows the namespace, and then not to name it
+                socket.sethostname(socket.gethostname())
         except (OSError, CgroupError) as error:
             refused[name] = _refusal(error, name)
     return refused

@@ -222,4 +222,4 @@ def _unit_name() -> str:
 
 
 def _is_in(unit: str) -> bool:
-    return os.path.basename(membership(read_file("/proc/self/cgroup")).get("", "/")) == unit
+    return os.path.basename(membership(read_file("/proc/self/cgroup")).get("", "")) == unit

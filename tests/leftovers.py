@@ -69,6 +69,8 @@ class Watch:
         for pid in _pids() - self._before:
             with contextlib.suppress(OSError, psutil.Error):
                 process = psutil.Process(pid)
+                if os.getpid() == 1 and process.status() == psutil.STATUS_ZOMBIE:
+                    continue  # an orphan that died: in a container without an init nobody waits for it
                 if (
                     _descends_from_us(process)
                     or f"{COOKIE}={self._cookie}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from .packages import dependencies, installed_at, package
+from .report import write_table
 from .rig.guest import Fleet, boot, namespace_flags
 from .rig.image import image
 from .rig.job import Copy, Job
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--jobs", type=int, default=1, metavar="N", help="guests side by side; each keeps a CPU busy")
     top.add_argument("--timeout", type=float, default=1800, metavar="SECONDS", help="for each host (%(default)s)")
     top.add_argument("--command", metavar="SHELL", help="run this in the guests instead of the tests")
+    top.add_argument("--table", type=Path, metavar="FILE", help="try what all hosts offer, and write it into this page")
     top.add_argument("--tree", type=Path, default=TREE, help="the source tree to test (default: this one)")
     return top
 
@@ -63,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
         top.error(f"no such host: {', '.join(unknown)}; there are {', '.join(HOSTS)}")
     if chosen.jobs < 1:
         top.error("--jobs must be at least 1")
+    if chosen.table and (chosen.hosts or chosen.fast or chosen.command or theirs):
+        top.error("--table is of all hosts, and runs a command of its own")
     hosts = {name: HOSTS[name] for name in chosen.hosts or HOSTS if HOSTS[name].fast or not chosen.fast}
     if chosen.list:
         print(hosts_list(hosts))
@@ -72,13 +76,25 @@ def main(arguments: Sequence[str]) -> int:
         work = Work(
             tree=chosen.tree.resolve(),
             installed=Path(scratch),
-            command=["sh", "-c", chosen.command] if chosen.command else pytest_command(theirs, chosen.tree),
-            is_pytest=not chosen.command,
+            command=guest_command(chosen, theirs),
+            is_pytest=not (chosen.command or chosen.table),
             timeout=chosen.timeout,
         )
         verdicts = check_all(hosts, work, chosen.jobs)
     print(f"\n{summary(verdicts)}")
-    return exit_status(verdicts)
+    status = exit_status(verdicts)
+    if chosen.table and status == 0:
+        write_table(chosen.table, {verdict.name: verdict.counts.probed for verdict in verdicts})
+    elif chosen.table:
+        say(f"{chosen.table} is as it was: a table takes an answer of every host")
+    return status
+
+
+def guest_command(chosen: argparse.Namespace, theirs: Sequence[str]) -> list[str]:
+    """What to run in each guest."""
+    if chosen.table:
+        return ["python3", "tests/hosts/probe.py"]
+    return ["sh", "-c", chosen.command] if chosen.command else pytest_command(theirs, chosen.tree)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,6 +17,9 @@ V2: Final = (
     *("pids", "cpu", "cpu_weight", "io"),
 )
 SYSTEMD: Final = (*V2, *NAMESPACES, "systemd")  # through a scope of pytest's own, wherever it is started
+# Root of a rootless container is an ordinary user outside: no "root". Part of /proc is masked: no pid_ns. And podman's
+# filter of system calls refuses to set a host name: no uts_ns.
+CONTAINED: Final = ("user_ns", "net_ns", "mount_ns", "ipc_ns", "cgroup_ns")
 V1: Final = ("cgroup", "memory", "swap", "pids", "cpu", "cpu_weight", "io")
 
 
@@ -76,5 +79,13 @@ HOSTS: Final[dict[str, Host]] = {
     "py313": Host(
         settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester"),
         offers=SYSTEMD,
+    ),
+    "podman": Host(
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester", place="podman"),
+        offers=CONTAINED,
+    ),
+    "podman-writable": Host(
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester", place="podman-writable"),
+        offers=(*V2, *CONTAINED),
     ),
 }

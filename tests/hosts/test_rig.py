@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -36,6 +37,9 @@ DEB822 = "Types: deb\nURIs: http://deb.example/debian\nSuites: bookworm\n"
         ({"place": "terminal"}, "needs systemd"),
         ({"init": "systemd", "place": "root"}, "systemd keeps the root cgroup"),
         ({"kernel": "uml-6.1", "suite": "trixie", "init": "systemd", "cgroup": "hybrid"}, "no longer starts"),
+        ({"init": "systemd", "place": "podman"}, "needs the suite trixie"),
+        ({"init": "systemd", "place": "podman-writable", "suite": "trixie"}, "the user tester"),
+        ({"suite": "trixie", "user": "tester", "place": "podman"}, "needs systemd"),
         ({"user": "nobody"}, "must be one of root, tester"),
     ],
 )
@@ -63,6 +67,7 @@ def test_the_hosts_cover_what_the_project_promises() -> None:
     assert {host.cgroup for host in chosen} == {"v2", "v1", "hybrid"}
     assert {host.kernel for host in chosen} == set(settings.KERNEL_SUITES)
     assert {host.python for host in chosen} == {"3.11", "3.13"}
+    assert {host.place for host in chosen} == {*get_args(settings.Place)} - {"root"}
     assert 2 <= sum(host.fast for host in HOSTS.values()) <= 3
 
 
@@ -116,6 +121,14 @@ def test_a_missing_directory_is_no_success(tmp_path: Path) -> None:
 )
 def test_the_command_is_put_in_its_place(where: settings.Settings, expected: str) -> None:
     assert job.place_script(where).endswith(expected)
+
+
+def test_a_container_has_writable_cgroups_only_where_that_is_asked_for() -> None:
+    for place, writable in (("podman", False), ("podman-writable", True)):
+        where = settings.Settings(suite="trixie", init="systemd", user="tester", place=place)  # type: ignore[arg-type]
+        script = job.place_script(where)
+        assert script.endswith("--rootfs /var/container /run/guest/command\n")
+        assert ("unmask=/sys/fs/cgroup" in script) is writable
 
 
 def test_only_a_scope_without_systemd_is_delegated_by_the_rig() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from .probe import answer_in
 from .rig.guest import Result
 from .rig.settings import Settings
 from .table import Host
@@ -19,13 +20,15 @@ _COLOUR: Final = re.compile(r"\x1b\[[\d;]*m")
 
 
 class Counts:
-    """Watches a guest's output for pytest's closing lines; the last one counts."""
+    """Watches a guest's output for pytest's closing lines, of which the last one counts, and for the probe's answer."""
 
     def __init__(self) -> None:
         self.numbers: Mapping[str, int] | None = None
+        self.probed: Any = None
 
     def see(self, line: bytes) -> None:
         text = _COLOUR.sub("", line.decode(errors="replace")).strip()
+        self.probed = answer_in(text) or self.probed
         if match := _SUMMARY.fullmatch(text):
             words = (part.split() for part in match[1].split(", ") if part[0].isdigit())
             self.numbers = {word: int(number) for number, word in words}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,18 @@ def test_the_privileged_need_no_user_namespace(host: Host, name: str) -> None:
     if host.capability(name).offered:
         assert not host.needs_user_namespace(frozenset([name]))
     assert not host.needs_user_namespace(frozenset())
+
+
+def test_a_uts_namespace_that_can_not_be_named_is_not_offered(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in podman, whose filter of system calls allows the one and not the other."""
+
+    def refuse(name: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(socket, "sethostname", refuse)
+    refused = Host()
+    assert not refused.capability("uts_ns").offered
+    assert refused.capability("net_ns").offered == host.capability("net_ns").offered
 
 
 def test_an_ordinary_user_needs_one() -> None:

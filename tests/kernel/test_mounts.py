@@ -248,6 +248,7 @@ def test_relative_paths_count_from_the_working_directory(who: Who, place: Path) 
     assert who.inside(Namespaces(), first) == errno.EROFS
 
 
+@pytest.mark.requires("pid_ns")
 def test_no_mount_ever_reaches_the_outside(who: Who, place: Path) -> None:
     """Below a mount namespace that shares its mounts, as systemd's hosts do."""
     shown = place / "shown"

@@ -28,6 +28,7 @@ from pytest_cgroup._namespaces import (
 )
 from pytest_cgroup._spec import merge
 from pytest_cgroup.exceptions import ContainerError
+from tests.conftest import not_offered
 from tests.kernel.forked import (
     DEADLINE_SECONDS,
     ORDINARY,
@@ -70,6 +71,7 @@ def pids_in_proc() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
+@pytest.mark.requires("pid_ns")
 def test_proc_shows_only_the_inside(who: Who) -> None:
     def look() -> tuple[list[int], int, str]:
         return pids_in_proc(), os.getpid(), os.readlink("/proc/self")
@@ -166,12 +168,14 @@ def test_loopback_works_and_is_alone(who: Who) -> None:
         assert forked(lambda: refusal(lambda: socket.create_connection(("127.0.0.1", port), timeout=10))) is None
 
 
+@pytest.mark.requires("uts_ns")
 def test_hostname_stays_inside(who: Who) -> None:
     before = socket.gethostname()
     assert who.inside(Namespaces(hostname="inside.example"), socket.gethostname) == "inside.example"
     assert socket.gethostname() == before
 
 
+@pytest.mark.requires("uts_ns")
 def test_a_hostname_too_long_is_refused(who: Who) -> None:
     with pytest.raises(ContainerError, match="sethostname") as caught:
         who.inside(Namespaces(hostname="x" * 65), socket.gethostname)
@@ -250,6 +254,7 @@ EVERYTHING = Namespaces(
 )
 
 
+@pytest.mark.requires("pid_ns", "uts_ns")
 def test_everything_at_once_leaves_the_host_as_it_was(who: Who) -> None:
     before = mountinfo(), socket.gethostname(), forked(segments)
     assert who.inside(EVERYTHING, lambda: (os.getpid(), socket.gethostname())) == (2, "inside")
@@ -308,7 +313,14 @@ def write_sysctl(name: str, value: str) -> None:
     Path("/proc/sys/user", name).write_text(value)
 
 
-@pytest.mark.usefixtures("user_namespaces")
+@pytest.fixture
+def sysctls() -> None:
+    """Skip where nobody may write them, as in a container."""
+    if os.statvfs("/proc/sys/user").f_flag & os.ST_RDONLY:
+        not_offered("sysctls", "/proc/sys is mounted read-only")
+
+
+@pytest.mark.usefixtures("user_namespaces", "sysctls")
 @pytest.mark.parametrize("uid", [None, 0])
 def test_refused_user_namespaces_are_explained(who: Who, uid: int | None) -> None:
     def first() -> None:
@@ -323,7 +335,7 @@ def test_refused_user_namespaces_are_explained(who: Who, uid: int | None) -> Non
     assert (caught.value.errno, caught.value.operation) == (errno.ENOSPC, "unshare user")
 
 
-@pytest.mark.usefixtures("user_namespaces")
+@pytest.mark.usefixtures("user_namespaces", "sysctls")
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.requires(f"{kind}_ns")) for kind in ("pid", *KINDS)]
 )

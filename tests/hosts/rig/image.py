@@ -19,6 +19,7 @@ LEFT_OUT: Final = ("man", "doc", "locale", "info")
 
 FILES: Final = Path(__file__).parent / "files"
 PACKAGES: Final = (FILES / "packages").read_text().split()
+MORE_PACKAGES: Final[dict[Suite, list[str]]] = {"bookworm": [], "trixie": ["podman", "crun"]}
 MASKED: Final = (FILES / "masked-units").read_text().split()  # they only cost time in a guest that lives for a command
 PROGRAMS: Final = {"init": "usr/local/sbin/guest-init", "guest-job": "usr/local/sbin/guest-job"}
 UNITS: Final = {
@@ -47,7 +48,7 @@ def image(suite: Suite) -> Path:
 def file_name(suite: Suite) -> str:
     """It stands for everything that goes into the image: another recipe, another file."""
     ours = [(FILES / name).read_text() for name in (*PROGRAMS, *UNITS)]
-    recipe = repr((suite, PACKAGES, LEFT_OUT, MASKED, TEXTS, ours))
+    recipe = repr((suite, PACKAGES + MORE_PACKAGES[suite], LEFT_OUT, MASKED, TEXTS, ours))
     return f"image-{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.ext4"
 
 
@@ -67,7 +68,7 @@ def build(suite: Suite, path: Path) -> None:
                     "--variant=minbase",
                     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT),
                     '--aptopt=APT::Install-Recommends "0"',
-                    f"--include={','.join(PACKAGES)}",
+                    f"--include={','.join(PACKAGES + MORE_PACKAGES[suite])}",
                     suite,
                     root,
                     archive(),

@@ -32,6 +32,16 @@ for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
 done
 """
 """What a manager does who delegates: the directory and these files belong to the user, the limits do not."""
+CONTAINER: Final = """\
+export HOME=/home/{user} USER={user} LOGNAME={user}
+mkdir /var/container && cd /var/container || exit 126
+mkdir -p dev etc home/{user} proc root run srv sys tmp usr var
+for name in bin sbin lib lib64; do ln -s usr/$name $name; done
+chown -h {uid}:{uid} . * home/*
+cd /
+"""
+"""An empty root for a container, which needs no registry: the guest's own directories are bound into it."""
+BOUND: Final = ("/etc:/etc:ro", "/run/guest:/run/guest:ro", "/srv:/srv", "/usr:/usr:ro")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +77,22 @@ def place_script(settings: Settings) -> str:
     so that the command is alone in a scope of its own."""
     uid, command = settings.uid, "/run/guest/command"
     as_user = f"setpriv --reuid={uid} --regid={uid} --clear-groups -- " if uid else ""
+    bus = f"export XDG_RUNTIME_DIR={RUNTIME} DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus\n"
     before = ""
     if settings.place == "session":
         start = f"su -l {settings.user} -c {command}"
     elif settings.place in ("scope", "terminal") and settings.init == "systemd":
         if uid:
-            before = f"export XDG_RUNTIME_DIR={RUNTIME} DBUS_SESSION_BUS_ADDRESS=unix:path={RUNTIME}/bus\n"
+            before = bus
         manager = "--user " if uid else ""
         what = f"-p Delegate=yes {command}" if settings.place == "scope" else f"sh -c '{command}; exit $?'"
         start = f"{as_user}systemd-run {manager}--quiet --scope {what}"
+    elif settings.place.startswith("podman"):
+        before = bus + CONTAINER.format(uid=uid, user=settings.user)
+        writable = ["--security-opt=unmask=/sys/fs/cgroup"] if settings.place == "podman-writable" else []
+        volumes = [f"--volume={volume}" for volume in BOUND]
+        options = ["--rm", "--network=none", "--log-driver=none", "--tmpfs=/tmp", *volumes, *writable]
+        start = f"{as_user}podman run {' '.join(options)} --rootfs /var/container {command}"
     else:
         if settings.place == "scope":
             before = DELEGATE.format(uid=uid)

@@ -10,7 +10,7 @@ Suite = Literal["bookworm", "trixie"]
 Init = Literal["mini", "systemd"]
 Mode = Literal["v2", "hybrid", "v1"]
 User = Literal["root", "tester"]
-Place = Literal["scope", "terminal", "service", "session", "root"]
+Place = Literal["scope", "terminal", "service", "session", "root", "podman", "podman-writable"]
 
 KERNEL_SUITES: Final[dict[Kernel, str]] = {"uml-6.1": "bookworm", "uml-6.12": "trixie", "uml-7.2": "sid"}
 """The Debian suite that each kernel is taken from."""
@@ -34,7 +34,9 @@ class Settings:
     ``place`` is where the command runs.  Without systemd: ``scope`` (a child cgroup in every hierarchy, given to the
     user) or ``root`` (the root cgroups).  Under systemd: ``scope`` (``systemd-run [--user] --scope -p Delegate=yes``),
     ``terminal`` (a scope that a shell shares, nothing delegated),
-    ``service`` (inside a plain system service) or ``session`` (a login session, whose cgroup its user may not write).
+    ``service`` (inside a plain system service), ``session`` (a login session, whose cgroup its user may not write),
+    ``podman`` (as root of a rootless container with everything at its default: its cgroups are read-only) or
+    ``podman-writable`` (where they are not).
 
     Raises ValueError for a combination that the kernels or inits do not offer.
     """
@@ -64,6 +66,8 @@ class Settings:
             )
         if self.init == "mini" and self.place not in ("scope", "root"):
             raise ValueError(f"place {self.place} needs systemd")
+        if self.place.startswith("podman") and (self.suite, self.user) != ("trixie", "tester"):
+            raise ValueError(f"place {self.place} needs the suite trixie, which has podman, and the user tester")
         if self.init == "systemd" and self.place == "root":
             raise ValueError("systemd keeps the root cgroup to itself")
         if self.init == "systemd" and self.suite == "trixie" and self.cgroup != "v2":
