@@ -322,6 +322,7 @@ def as_ordinary(unprivileged: OrdinaryUser, machine: Sequence[str], *arguments: 
     return Said(unprivileged.run([python, str(program), *machine, "--", *argv] if machine else argv))
 
 
+@pytest.mark.requires("pid_ns")
 def test_user_namespaces_that_are_used_up(unprivileged: OrdinaryUser) -> None:
     """The sysctl is set in a user namespace of the test's own, and nowhere else."""
     sysctl = Path("/proc/sys/user/max_user_namespaces")

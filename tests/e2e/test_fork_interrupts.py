@@ -107,7 +107,7 @@ def test_it(of_module, of_test):
 
 
 @pytest.mark.parametrize("whom", ["group", "pytest"])
-@pytest.mark.parametrize("given", ["", "pid_ns=True"])
+@pytest.mark.parametrize("given", ["", pytest.param("pid_ns=True", marks=pytest.mark.requires("pid_ns"))])
 def test_interrupted_from_outside(pytester: pytest.Pytester, whom: str, given: str) -> None:
     pytester.path.joinpath("test_it.py").write_text(HEAD + _WAITS.replace("@contained\n", f"@contained({given})\n"))
     os.mkfifo(pytester.path / "ready")
