@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, NoReturn
 from . import _guard_process
 from ._ownership import Owner, this_process
 from ._process import ProcessId, fork, pidfd_open
-from ._recover import sweep
+from ._recover import sweep, sweep_processes
 
 if TYPE_CHECKING:
     from ._host import Host
@@ -58,7 +58,9 @@ def watch_over(host: Host, *, processes: bool, controller: str | None = None) ->
         controller: `str(Owner)` of the process that this one works for, and with which it is to end.
     """
     session = None if processes else host.placement.session
-    if session is not None:
+    if session is None:
+        sweep_processes()
+    else:
         sweep(session)
     if host.guard is not None or os.environ.get(SWITCH):
         return

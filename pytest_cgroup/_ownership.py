@@ -87,7 +87,11 @@ def sign(directory: str, enabled: tuple[str, ...] = ()) -> bool:
 
 
 def signature(directory: str) -> Signature | str:
-    """The signature of the session's cgroup *directory*; where it is not one of ours, why."""
+    """The signature of the session's cgroup *directory*; where it is not one of ours, why.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
     name = _NAME.fullmatch(os.path.basename(directory))
     if name is None:
         return "its name is none of ours"
@@ -98,6 +102,8 @@ def signature(directory: str) -> Signature | str:
             told = json.loads(os.getxattr(directory, attribute))
             pid_ns, time_ns = map(int, told["namespaces"])
             enabled = tuple(word for word in told["enabled"] if re.fullmatch("[a-z]+", word))
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError, TypeError, KeyError):
             continue
         return Signature(Owner(ProcessId(int(name[1]), int(name[2])), (pid_ns, time_ns)), enabled)

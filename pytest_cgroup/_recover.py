@@ -83,7 +83,7 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
     trees = [tree for tree in trees if tree.exists]
     containers = [container for tree in trees for container in _containers(tree)]
     for container in containers:  # all of them, before any is waited for
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, CgroupError):  # gone meanwhile, or else the next step says so
             cleaned.killed.update((pid, _name(pid)) for pid in container.pids())
             container.kill()
     for container in containers:
@@ -122,6 +122,7 @@ def _end_container(container: Cgroup, cleaned: Cleaned) -> None:
             if time.monotonic() > deadline:
                 cleaned.left[container.path] = str(error)
                 return
+            time.sleep(0.001)
 
 
 def _end_directory(tree: Cgroup, enabled: tuple[str, ...], cleaned: Cleaned) -> None:
@@ -195,6 +196,13 @@ def _places(base: str) -> Iterator[str]:
 
 def _beside(tree: Cgroup, path: str) -> Cgroup:
     return Cgroup(path) if tree.unified else Cgroup(None, dict.fromkeys(tree.controllers, path))
+
+
+def sweep_processes() -> Cleaned:
+    """The same where there is no cgroup: the process table is read."""
+    cleaned = Cleaned()
+    end_processes(_orphans, cleaned)
+    return cleaned
 
 
 def clean() -> Cleaned:
