@@ -20,11 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> tuple[int, str]:
     """The exit status, and what to print: 1 if something that is ours, or may be, could not be removed."""
     cleaned = Cleaned() if nothing_at_all() is not None else clean()
-    text = json.dumps(_to_json(cleaned), indent=2) if options.json else _text(cleaned)
+    text = json.dumps(to_json(cleaned), indent=2) if options.json else _text(cleaned)
     return int(bool(cleaned.left)), text
 
 
-def _to_json(cleaned: Cleaned) -> dict[str, object]:
+def to_json(cleaned: Cleaned) -> dict[str, object]:
+    """The object that `--json` prints."""
     return {
         "schema": 1,
         "killed": [{"pid": pid, "name": name} for pid, name in cleaned.killed.items()],
