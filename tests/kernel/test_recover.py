@@ -16,7 +16,7 @@ import pytest
 
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
-from pytest_cgroup._ownership import COOKIE, LEAF, Owner, owner_of, sign, this_process
+from pytest_cgroup._ownership import COOKIE, LEAF, Owner, is_session, owner_of, sign, this_process
 from pytest_cgroup._placement import Placement
 from pytest_cgroup._process import ProcessId
 from pytest_cgroup._recover import Cleaned, clean, sweep, sweep_processes, trees_of
@@ -78,6 +78,13 @@ def die_in(stage: Cgroup, prepare: Callable[[Cgroup], object] = lambda container
 
     unified, controllers, left = forked(owner)
     return Cgroup(unified, controllers), left
+
+
+def outside_of_sessions(path: str) -> str:
+    """A cgroup beside the outermost session that *path* is in: what lies in a living one is left to that."""
+    while any(is_session(name) for name in path.split("/")):
+        path = os.path.dirname(path)
+    return f"{path}/somewhere-{os.getpid()}"
 
 
 def swept(stage: Cgroup) -> Cleaned:
@@ -226,11 +233,12 @@ def test_what_no_test_started_goes_back(stage: Cgroup, host: Host) -> None:
             stage, lambda container: Cgroup(f"{Path(container.path).parent}/{LEAF}").adopt(server.pid)
         )
         assert server.pid in session.child(LEAF).pids()
-        assert Path(f"{stage.path}/cgroup.subtree_control").read_text() != "\n"
+        enabled = Path(f"{stage.path}/cgroup.subtree_control")
+        assert enabled.read_text().split() != []
         cleaned = swept(stage)
         assert (session.exists, left.alive, cleaned.left) == (False, False, {})
         assert stage.pids() == [server.pid]
-        assert Path(f"{stage.path}/cgroup.subtree_control").read_text() == "\n"
+        assert enabled.read_text().split() == []
     finally:
         server.communicate(b"\n")
 
@@ -240,8 +248,8 @@ def test_clean_finds_it_wherever_it_is(stage: Cgroup, host: Host) -> None:
     above = host.placement.session
     assert above is not None
     somewhere = Cgroup(
-        above.unified and f"{Path(above.unified).parent}/somewhere-{os.getpid()}",
-        {name: f"{Path(path).parent}/somewhere-{os.getpid()}" for name, path in above.controllers.items()},
+        above.unified and outside_of_sessions(above.unified),
+        {name: outside_of_sessions(path) for name, path in above.controllers.items()},
     )
     somewhere.make()
     try:
