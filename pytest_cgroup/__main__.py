@@ -1,4 +1,7 @@
-"""The command line: ``python -m pytest_cgroup doctor`` says what this host offers a contained test."""
+"""The command line: ``python -m pytest_cgroup doctor`` says what this host offers a contained test.
+
+``clean`` ends what killed runs of pytest left behind.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from . import _doctor
+from . import _clean, _doctor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this host offers, and how to get the rest")
     _doctor.add_arguments(doctor)
     doctor.set_defaults(run=_doctor.run)
+    clean = commands.add_parser("clean", help="end what killed runs of pytest left behind")
+    _clean.add_arguments(clean)
+    clean.set_defaults(run=_clean.run)
     return top
 
 

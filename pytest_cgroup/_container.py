@@ -110,7 +110,8 @@ class Container:
         status_reader, status = os.pipe()
         self._started_at = time.monotonic()
         try:
-            pid = fork_first(shape, status)
+            guard = self._host.guard
+            pid = fork_first(shape, status, guard.announce if guard is not None else lambda: None)
         except (OSError, ContainerError) as error:
             os.close(status_reader)
             os.close(status)

@@ -40,22 +40,24 @@ class Shape(NamedTuple):
         )
 
 
-def fork_first(shape: Shape, status: int) -> int:
+def fork_first(shape: Shape, status: int, announce: Callable[[], None]) -> int:
     """Fork what *shape* says; 0 in the first process, elsewhere the direct child's pid.
 
     Args:
         shape: the processes between.
         status: descriptor that these tell on what becomes of the first process.
+        announce: called in the direct child, where it stands above the container.
 
     Raises:
         OSError: the host has no process to give.
     """
     if not shape.reaper:
         return fork()
-    if not shape.pid_ns:
-        return fork() or become_reaper(status)
-    if shape.user_ns:
-        return fork() or keep_namespaces(status)
+    if not shape.pid_ns or shape.user_ns:
+        if pid := fork():
+            return pid
+        announce()
+        return keep_namespaces(status) if shape.pid_ns else become_reaper(status)
     unshare_pid()  # for the children to come of this thread alone, until it is undone
     pid = -1
     try:
@@ -63,7 +65,10 @@ def fork_first(shape: Shape, status: int) -> int:
     finally:
         if pid:
             rejoin_pid()
-    return pid or become_reaper(status)
+    if pid == 0:
+        announce()
+        return become_reaper(status)
+    return pid
 
 
 def enter(spec: Spec, shape: Shape, join: Callable[[], None], *, keep: tuple[str, ...], status: int) -> None:

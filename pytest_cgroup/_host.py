@@ -11,7 +11,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from . import _remedies, _syscalls
 from ._environment import Environment, recognise
@@ -68,6 +68,16 @@ class Capability:
     remedy: str = ""
 
 
+class Guardian(Protocol):
+    """Who cleans up when this process is killed (`_guard`)."""
+
+    def announce(self) -> None:
+        """In a process that stands above a container: tell of it."""
+
+    def end(self) -> None:
+        """There is nothing to clean up any more."""
+
+
 class Host:
     """This machine, as this process may use it. `close` gives back what trying needed.
 
@@ -77,6 +87,7 @@ class Host:
     def __init__(self, base: str | None = None, *, scope: bool = True, take_over: bool = False) -> None:
         self._placed = (base, scope, take_over)
         self._known: dict[str, Capability] = {}
+        self.guard: Guardian | None = None
 
     @cached_property
     def placement(self) -> Placement:
@@ -95,9 +106,12 @@ class Host:
         return recognise()
 
     def close(self) -> None:
-        """Remove the session's cgroup, if it was made."""
+        """Remove the session's cgroup, if it was made, and then the guard has nothing to guard."""
         if "placement" in self.__dict__:
             self.placement.close()
+        guard, self.guard = self.guard, None
+        if guard is not None:
+            guard.end()
 
     def capability(self, name: str) -> Capability:
         """Whether *name* is offered: a limit's field, a namespace's field, ``cgroup``, ``kill``, ``freeze``,

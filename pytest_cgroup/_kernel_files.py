@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 
@@ -36,3 +37,20 @@ def words(path: str) -> list[str]:
         return read_file(path).split()
     except OSError:
         return []
+
+
+def move_all(source: str, target: str) -> list[int]:
+    """Move every process of the cgroup *source* to *target*, those that fork meanwhile too; who could not be moved.
+
+    0 is a process of another pid namespace: it is there, but has no number here.
+    """
+    while pids := [int(word) for word in words(f"{source}/cgroup.procs")]:
+        if not all(pids):  # writing 0 would move us
+            return pids
+        try:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    write_file(f"{target}/cgroup.procs", str(pid))
+        except OSError:
+            return pids
+    return []

@@ -28,14 +28,15 @@ from dataclasses import dataclass, field
 from . import _lacking
 from ._cgroup import PREFIX, Cgroup
 from ._cgroup_v1 import adopt_cpuset
-from ._kernel_files import read_file, words, write_file
+from ._kernel_files import move_all, read_file, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
+from ._ownership import LEAF as LEAF
+from ._ownership import sign
 from ._process import ProcessId
 from ._refusal import refused
 from .exceptions import ContainerError, NotOffered
 
-LEAF = "main"
 #: the v2 controllers whose limits and numbers we know
 CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io")
 _V1_USED = ("memory", "pids", "cpu", "cpuset", "blkio", "cpuacct", "freezer")
@@ -111,10 +112,13 @@ class Placement:
             self.missing.setdefault("cgroup", Missing("no cgroup hierarchy is mounted here", _lacking.HOW))
             return
         self.session = Cgroup(unified, v1)
+        for path in self.session.directories:
+            sign(path)
         if unified and found.unified and found.mount:
             # the kernel's own root has no cgroup.type: what we see as "/" and has one is the root of a container
             self._in_private_root = found.mount.root == "/" and found.unified == found.mount.mount_point
             self._enable(found.unified, unified, found.mount.mount_point)
+            sign(unified, self.enabled_above)
 
     def close(self) -> None:
         """Remove the session's cgroup, and put pytest back where it was. Harmless in a forked child, and repeated."""
@@ -135,6 +139,12 @@ class Placement:
         if self.session.unified is None:
             return "v1"
         return "hybrid" if self.session.controllers else "v2"
+
+    @property
+    def enabled_above(self) -> tuple[str, ...]:
+        """The controllers that were enabled in the base for this session, and go with it."""
+        session = self.session
+        return tuple(name for directory, name in self._enabled if session is None or directory != session.unified)
 
     @property
     def controllers(self) -> frozenset[str]:
@@ -273,7 +283,7 @@ class Placement:
             self._step_aside(base, session)
         others = _pids(f"{base}/cgroup.procs")
         if others and self._take_over and self._in_private_root and here:
-            others = self._move_all(base, self._leaf)
+            others = move_all(base, self._leaf)
         if not others:
             return None
         names = ", ".join(f"{_name(pid)}[{pid}]" for pid in others[:3]) + (" …" if len(others) > 3 else "")
@@ -315,24 +325,10 @@ class Placement:
         """Leave the leaf, with all that is in it; whether everything is back where it was."""
         if self._moved_from is None:
             return True
-        if self._move_all(self._leaf, self._moved_from):
+        if move_all(self._leaf, self._moved_from):
             return False
         self._moved_from = None
         return True
-
-    @staticmethod
-    def _move_all(source: str, target: str) -> list[int]:
-        """Move every process of *source*, those that fork meanwhile too; the ones that could not be moved."""
-        while pids := _pids(f"{source}/cgroup.procs"):
-            if not all(pids):  # writing 0 would move us
-                return pids
-            try:
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        write_file(f"{target}/cgroup.procs", str(pid))
-            except OSError:
-                return pids
-        return []
 
 
 def _write_when_free(path: str, value: str) -> None:

@@ -130,6 +130,14 @@ class Session:
             with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
                 self._use()
 
+    def prepare_worker(self, workerinput: dict[str, object]) -> None:
+        """Tell a worker of pytest-xdist who this is: its guard ends it if we are killed."""
+        if sys.platform == "linux" and os.path.exists("/proc/self/stat"):
+            from ._ownership import this_process
+            from ._workshop import CONTROLLER
+
+            workerinput[CONTROLLER] = str(this_process())
+
     def after_collection(self) -> str | None:
         """The rung, in one line, once it is known that a contained test was collected."""
         return self._say() if self._backend is not None else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import _seam
 from ._container import Container
+from ._guard import watch_over
 from ._output import Output
 from .exceptions import ContainedWarning
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ._inside import Inside
     from ._spec import Spec
 
+#: under this name a controller of pytest-xdist tells its workers who it is
+CONTROLLER = "pytest_cgroup_controller"
 _IDLE_PLUGINS = ("execnet", "xdist", "pytest_rerunfailures", "pytest_timeout")
 
 
@@ -31,6 +34,9 @@ class Workshop:
         self.config = config
         self.host = host
         self.backend = backend
+        if not config.option.collectonly:  # here, where file descriptor 2 is still the one that pytest was started with
+            controller = getattr(config, "workerinput", {}).get(CONTROLLER)
+            watch_over(host, processes=backend.name == "process", controller=controller)
         #: in a forked child: what it knows of itself
         self.inside: Inside | None = None
         self.in_step = _seam.shares_terminal(config)

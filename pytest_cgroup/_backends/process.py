@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .._outcome import Usage
+from .._ownership import COOKIE, this_process
 from .._placement import Missing
 from .._process import descendants, signal_members, stat_fields, wait_gone
 from . import missing_identity, missing_namespaces
@@ -91,6 +92,7 @@ class ProcessTree:
         self._memory = memory
         self._cpuset = cpuset
         self._root = 0
+        self._cookie = str(this_process())  # in the child it is another one
         # A forked test shares pytest's pages until one of the two writes them: those are not what the test uses.
         # The proportional shares of all who share them add up to what there was before the fork, and what is new.
         self._before = _memory_bytes(os.getpid(), 0) if memory else 0
@@ -99,6 +101,7 @@ class ProcessTree:
         self._final: dict[str, float] = {}
 
     def join(self) -> None:
+        os.environ[COOKIE] = self._cookie
         if self._cpuset is not None:
             os.sched_setaffinity(0, _cpus(self._cpuset))
 

@@ -52,7 +52,7 @@ def test_trying_leaves_nothing() -> None:
 
 def test_nothing_is_tried_before_it_is_asked_for() -> None:
     host = Host()
-    assert set(vars(host)) == {"_placed", "_known"}
+    assert set(vars(host)) == {"_placed", "_known", "guard"}
     host.close()
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pytest_cgroup._clean import to_json
 from pytest_cgroup._doctor import CAPABILITIES, diagnose
 from pytest_cgroup._host import Host
 from pytest_cgroup._outcome import Leak, Outcome, Usage, to_record
+from pytest_cgroup._recover import Cleaned
 from pytest_cgroup._spec import FIELDS, spec_table
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -56,3 +58,23 @@ def test_every_key_of_the_doctors_json_is_documented_and_no_other() -> None:
     required, _, keys = page.partition("## JSON")
     assert found == set(re.findall(r"^\| `([\w.*\[\]]+)` \|", keys, re.MULTILINE))
     assert [*CAPABILITIES] == re.findall(r"^\| `(\w+)` \|", required, re.MULTILINE) == [*told["capabilities"]]
+
+
+def test_every_key_of_cleans_json_is_documented_and_no_other() -> None:
+    page = (DOCS / "reference" / "clean.md").read_text(encoding="utf-8")
+    told = to_json(Cleaned(killed={1: "sleep"}, removed=["/"], left={"/": "why"}))
+    found = {*told}
+    for name in ("killed", "left"):
+        objects = told[name]
+        assert isinstance(objects, list)
+        found |= {f"{name}[].{key}" for key in objects[0]}
+    assert found == set(re.findall(r"^\| `([\w.*\[\]]+)` \|", page.partition("--json` prints")[2], re.MULTILINE))
+
+
+def test_every_test_of_the_fault_table_is_there() -> None:
+    page = (DOCS / "explanation" / "reliability.md").read_text(encoding="utf-8")
+    names = re.findall(r"\btest_\w+(?=`)", page.partition("| end |")[2])
+    files = [DOCS.parent / "tests" / name for name in ("e2e/test_guard.py", "kernel/test_guard.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in (*files, DOCS.parent / "tests/kernel/test_recover.py"))
+    assert len(names) > 15
+    assert [name for name in names if f"def {name}(" not in text] == []

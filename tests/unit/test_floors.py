@@ -17,11 +17,11 @@ _FLOORS = """
 exceptions _units _values _spec _outcome
 
 _syscalls _wire _process _kernel_files _kernel_text
-_refusal _cgroup_v1 _cgroup _lacking _systemd _placement
+_refusal _cgroup_v1 _cgroup _ownership _lacking _systemd _placement
 _steps _identity _namespaces
 _environment _remedies _host _reaper
 
-_guard _backends _doctor _entry _container _daemon _recover
+_recover _guard_process _guard _backends _doctor _clean _entry _container _daemon
 _shared _origins _exempt _held _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report

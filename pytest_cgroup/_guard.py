@@ -1,0 +1,164 @@
+"""The guard: a small process beside pytest that cleans up when pytest is killed.
+
+Theory of operation. With its first contained test a session starts one more process (`_guard_process`), which sleeps
+in one poll(2). It has a pidfd of pytest, readable when pytest has ended however that came about (and not when the
+thread that started something has, as with PR_SET_PDEATHSIG), and a pipe, by which pytest says at a clean end that there
+is nothing to do. If pytest ends without that, the guard kills what is in the session's containers and removes its
+cgroups (`_recover`). The pidfd and not the pipe's end of file is what counts: every process that pytest has
+forked holds the pipe, too. That has its use: until it is at its end, somebody may be on the way into a container, and
+the guard looks again.
+
+In the process backend there is no cgroup that tells who is in it. There the process above each container tells the
+guard of itself by the same pipe, before it starts anything; and whatever was executed bears an environment variable
+(`_ownership`).
+
+It is a program of its own and not a fork of pytest: a fork that lives as long as the session makes pytest copy every
+page that it writes, and holds its locks, files and memory. Starting it takes pytest a fork; for the interpreter pytest
+does not wait. It has 9 MB, of which 5 are shared with pytest's own interpreter, and 13 in a session of more than a
+second, by when it has what it needs to be quick.
+
+It is nobody's child, so no test waits for it, nor takes it for a leak. It stands in pytest's own cgroup, and so in no
+test's limits; in a session of its own with every signal blocked, so that neither Ctrl-C nor a closed terminal reaches
+it; and where that is allowed the OOM killer does not choose it.
+
+Each worker of pytest-xdist has its own, which watches the controller as well: when that is killed, the worker is too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from . import _guard_process
+from ._ownership import Owner, this_process
+from ._process import ProcessId, fork, pidfd_open
+from ._recover import sweep, sweep_processes
+
+if TYPE_CHECKING:
+    from ._host import Host
+
+log = logging.getLogger("pytest_cgroup")
+
+#: set by the tests of what happens without a guard
+SWITCH = "PYTEST_CGROUP_NO_GUARD"
+
+
+def watch_over(host: Host, *, processes: bool, controller: str | None = None) -> None:
+    """Start the guard of *host*'s session, and clean up after sessions that had none to do so.
+
+    Args:
+        host: what holds the session's cgroup; it ends the guard when it is closed.
+        processes: whether containers are no cgroups here, but trees of processes.
+        controller: `str(Owner)` of the process that this one works for, and with which it is to end.
+    """
+    session = None if processes else host.placement.session
+    if session is None:
+        sweep_processes()
+    else:
+        sweep(session)
+    if host.guard is not None or os.environ.get(SWITCH):
+        return
+    owner = this_process()
+    orders = {
+        "owner": [owner.process.pid, owner.process.start_time, *owner.namespaces],
+        "cgroup": session is not None,
+        "unified": session and session.unified,
+        "controllers": session and session.controllers,
+        "enabled": host.placement.enabled_above if session is not None else (),
+        "cookie": processes,
+    }
+    try:
+        host.guard = Guard(json.dumps(orders), _living(controller))
+    except (OSError, ValueError) as error:  # no process to be had, no interpreter to be executed
+        log.warning("there is no guard, and if pytest is killed it leaves its containers: %s", error)
+
+
+def _living(controller: str | None) -> list[int]:
+    """A pidfd of the controller, if it is a process of this host that still lives; else there is nothing to watch."""
+    owner = Owner.parse(controller or "")
+    fd = None if owner is None or owner.is_dead is None else pidfd_open(owner.process.pid)
+    if fd is None or owner is None:
+        return []
+    if owner.is_dead:  # asked when its pid could no longer become another's
+        os.close(fd)
+        return []
+    return [fd]
+
+
+class Guard:
+    """A guard that runs, seen from pytest.
+
+    Args:
+        orders: what it is to clean up, in JSON.
+        others: pidfds of who must live beside this process; taken over.
+
+    Raises:
+        OSError: it can't be started.
+    """
+
+    def __init__(self, orders: str, others: list[int]) -> None:
+        self._owner = os.getpid()
+        argv = [sys.executable, "-I", "-S", "-B", _guard_process.__file__, orders, str(len(others))]
+        reader, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)  # whatever becomes of the guard, no test hangs on it
+        answer, told = os.pipe()
+        me = os.pidfd_open(self._owner)
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            if (between := fork()) == 0:
+                _start([reader, me, 2, *others], argv, told)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+            for fd in (reader, me, told, *others):
+                os.close(fd)
+        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored here
+            os.waitpid(between, 0)
+        self.pid = int(os.read(answer, 20) or b"0")
+        os.close(answer)
+        self._pidfd = pidfd_open(self.pid) if self.pid else None
+
+    def announce(self) -> None:
+        """In a process that stands above a container: what is below it is to be killed if pytest dies."""
+        # The number by which pytest knows it: in a pid namespace it has another one, but there is no new /proc yet.
+        me = ProcessId.of(int(os.readlink("/proc/self")))
+        if me is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, b"%d %d\n" % (me.pid, me.start_time))
+
+    def end(self) -> None:
+        """There is nothing to clean up any more. In a forked child nothing happens."""
+        if os.getpid() != self._owner:
+            return
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, _guard_process.DONE + b"\n")
+        os.close(self._pipe)
+        if self._pidfd is not None:
+            select.select([self._pidfd], [], [], 1.0)
+            os.close(self._pidfd)
+
+
+def _start(fds: list[int], argv: list[str], told: int) -> NoReturn:
+    """In the process between, which ends: what it has started is then nobody's child."""
+    try:
+        os.setsid()
+        os.chdir("/")
+        first = max(*fds, told, len(fds)) + 1  # above all that is open here and of use
+        for number, fd in enumerate((*fds, told)):
+            os.dup2(fd, first + number)
+        for number in range(len(fds)):
+            os.dup2(first + number, number)
+        told = first + len(fds)
+        os.set_inheritable(told, False)
+        os.closerange(len(fds), told)
+        os.closerange(told + 1, os.sysconf("SC_OPEN_MAX"))
+        libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        pid = os.posix_spawn(argv[0], argv, {"LC_ALL": "C.UTF-8", **libraries})  # no second copy of the page tables
+        os.write(told, b"%d" % pid)
+    finally:
+        os._exit(0)

@@ -1,0 +1,133 @@
+"""The guard itself: a program that waits for pytest's end. See `_guard`, which starts it, for how and why.
+
+It is executed by its path, without site-packages, and at first nothing is imported but what is named here. What the
+cleaning takes follows when the session has lasted a second: so a short one has none of that cost, and a long one's end
+is quick. Descriptors: 0 the pipe from pytest, 1 a pidfd of pytest, 2 pytest's own stderr, 3 and on
+pidfds of who else must live. ``argv[1]`` is a JSON object: what to clean up; ``argv[2]`` how many the others are.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+PIPE, OWNER, STDERR, OTHERS = 0, 1, 2, 3
+#: how long after pytest's death somebody may still be on the way into a container, in seconds
+PATIENCE_SECONDS = 1.0
+#: a session that is older gets its guard ready, in milliseconds
+_SHORT_SESSION = 1000
+DONE = b"done"
+
+
+def main(orders: str, others: int) -> None:
+    """Wait; then end the session, and tell."""
+    _ask_to_be_spared()
+    poll = select.poll()
+    for fd in (PIPE, OWNER, *range(OTHERS, OTHERS + others)):
+        poll.register(fd, select.POLLIN)
+    told: set[bytes] = set()
+    rest = b""
+    wait: int | None = _SHORT_SESSION
+    while True:
+        ready = {fd for fd, _ in poll.poll(wait)}
+        if not ready:
+            wait = None
+            get_ready()
+        if PIPE in ready:
+            text = os.read(PIPE, 65536)
+            if not text:  # pytest closed it, by accident: its death is seen all the same
+                poll.unregister(PIPE)
+            *lines, rest = (rest + text).split(b"\n")
+            told.update(lines)
+            if DONE in told:
+                return
+            if len(told) > 64:
+                told = {line for line in told if os.path.exists(b"/proc/" + line.partition(b" ")[0])}
+        elif ready:  # and the pipe is drained
+            break
+    clean_up(orders, told, rest)
+
+
+def _ask_to_be_spared() -> None:
+    """The OOM killer takes others first, where we may ask for that (proc_pid_oom_score_adj(5))."""
+    for score in ("-1000", "0"):
+        try:
+            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
+                f.write(score)
+            return
+        except OSError:
+            continue
+
+
+def get_ready() -> None:
+    """Import what the cleaning takes: our modules, and not what the package itself imports."""
+    if "pytest_cgroup" not in sys.modules:
+        package = type(sys)("pytest_cgroup")
+        package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+        sys.modules["pytest_cgroup"] = package
+    import json  # noqa: F401
+
+    import pytest_cgroup._recover  # noqa: F401
+
+
+def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
+    """Pytest is dead, or its controller is, and then it ends, too: nobody reads its results any more."""
+    get_ready()
+    import contextlib
+    import json
+    import time
+
+    from pytest_cgroup._cgroup import Cgroup
+    from pytest_cgroup._ownership import Owner
+    from pytest_cgroup._process import ProcessId, send_signal
+    from pytest_cgroup._recover import Cleaned, below, end_processes, end_reapers, end_session, sweep, trees_of
+
+    send_signal(OWNER, 9)
+    select.select([OWNER], [], [], PATIENCE_SECONDS)
+    asked = json.loads(orders)
+    pid, start_time, *namespaces = asked["owner"]
+    owner = Owner(ProcessId(pid, start_time), tuple(namespaces))
+    session = Cgroup(asked["unified"], asked["controllers"]) if asked["cgroup"] else None
+    cleaned = Cleaned()
+    os.set_blocking(PIPE, False)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        roots = [ProcessId(*map(int, line.split())) for line in told if _is_identity(line)]
+        if session is not None:
+            cleaned.left.clear()
+            end_session(trees_of(session), tuple(asked["enabled"]), cleaned)
+        if roots or asked["cookie"]:
+            end_processes(lambda: below(roots, owner), cleaned)  # noqa: B023 (it is called at once)
+            end_reapers(roots)
+        # Whoever pytest had forked holds the pipe, until it is killed: it may just be on the way into a container.
+        if not select.select([PIPE], [], [], 0.02)[0]:
+            text = b""
+        elif not (text := os.read(PIPE, 65536)):
+            break
+        *lines, rest = (rest + text).split(b"\n")
+        told.update(lines)
+        if time.monotonic() > deadline:
+            break
+    if session is not None:
+        sweep(session)  # the controller's, which none but its workers' guards knows of
+    with contextlib.suppress(OSError):  # nobody reads
+        _tell(pid, str(cleaned) if cleaned.killed else "", cleaned.left)
+
+
+def _is_identity(line: bytes) -> bool:
+    """The pipe is open in contained tests as well: anything may come."""
+    return [word.isdigit() for word in line.split()] == [True, True]
+
+
+def _tell(pid: int, killed: str, left: dict[str, str]) -> None:
+    text = f"\npytest-cgroup: pytest[{pid}] was killed, and left behind, now killed: {killed}\n" if killed else ""
+    for path, why in left.items():
+        text += f"\npytest-cgroup: pytest[{pid}] was killed, and can't be cleaned up after: {path}: {why}\n"
+    if text:
+        os.write(STDERR, text.encode(errors="replace"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
+    os._exit(0)

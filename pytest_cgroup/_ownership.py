@@ -1,0 +1,139 @@
+"""Whose a session is: what proves that a cgroup, or a process, is ours, and whether its pytest still lives.
+
+Theory of operation. A session's cgroup is called ``pytest-cgroup-PID-STARTTIME``, and a directory can have such a name
+by accident. So pytest signs it, with an extended attribute on the directory itself (``user.*`` on cgroups since Linux
+5.7, ``trusted.*`` for root before that): the proof cannot be lost, lie about another directory or outlive it, and
+needs no file anywhere. A directory without it, or of another user, is nobody we know, and is left alone.
+
+A pid is a number in one pid namespace, and a start time one of a time namespace: the signature says in which two they
+were taken, and who stands in others cannot say that the owner is dead. A boot id would tell nothing more, since no
+cgroup and no process outlives its kernel.
+
+The process backend has no directory to sign. There each contained process gets an environment variable, with the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+
+from ._cgroup import PREFIX
+from ._process import ProcessId
+
+#: in a session's cgroup on v2: where pytest itself stands, and the guard
+LEAF = "main"
+COOKIE = "PYTEST_CGROUP_SESSION"
+_NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)(-\d+)?")
+_OWNER = re.compile(r"(\d+)-(\d+)@(\d+)-(\d+)")
+_ATTRIBUTES = ("user.pytest-cgroup", "trusted.pytest-cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The pytest that a session belongs to.
+
+    Attributes:
+        process: its pid and start time.
+        namespaces: where these were taken: the inodes of its pid and its time namespace.
+    """
+
+    process: ProcessId
+    namespaces: tuple[int, int]
+
+    @property
+    def is_dead(self) -> bool | None:
+        """Whether it has ended, for certain; None where that can't be known from here."""
+        if self.namespaces != _own_namespaces():
+            return None
+        return not self.process.alive
+
+    @classmethod
+    def parse(cls, text: str) -> Owner | None:
+        """What `str` made; None if it did not make that."""
+        found = _OWNER.fullmatch(text)
+        return None if found is None else cls(ProcessId(int(found[1]), int(found[2])), (int(found[3]), int(found[4])))
+
+    def __str__(self) -> str:
+        return "{}-{}@{}-{}".format(self.process.pid, self.process.start_time, *self.namespaces)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What pytest wrote on its session's cgroup: whose it is, and which controllers it enabled above it."""
+
+    owner: Owner
+    enabled: tuple[str, ...] = ()
+
+
+def this_process() -> Owner:
+    """The owner of what this process makes."""
+    me = ProcessId.of(os.getpid())
+    assert me is not None, "/proc/self is there"
+    return Owner(me, _own_namespaces())
+
+
+def sign(directory: str, enabled: tuple[str, ...] = ()) -> bool:
+    """Sign a cgroup's directory, or sign it anew; whether the kernel keeps such things here."""
+    text = json.dumps({"namespaces": _own_namespaces(), "enabled": enabled}).encode()
+    for attribute in _ATTRIBUTES:
+        try:
+            os.setxattr(directory, attribute, text)
+        except OSError:  # ENOTSUP, EPERM, ENOSPC; then the guard cleans up, but no later session does
+            continue
+        return True
+    return False
+
+
+def signature(directory: str) -> Signature | str:
+    """The signature of the session's cgroup *directory*; where it is not one of ours, why.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    name = _NAME.fullmatch(os.path.basename(directory))
+    if name is None:
+        return "its name is none of ours"
+    if (uid := os.stat(directory).st_uid) != os.geteuid():
+        return f"it belongs to uid {uid}"
+    for attribute in _ATTRIBUTES:
+        try:
+            told = json.loads(os.getxattr(directory, attribute))
+            pid_ns, time_ns = map(int, told["namespaces"])
+            enabled = tuple(word for word in told["enabled"] if re.fullmatch("[a-z]+", word))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        return Signature(Owner(ProcessId(int(name[1]), int(name[2])), (pid_ns, time_ns)), enabled)
+    return "nothing proves that pytest-cgroup made it"
+
+
+def is_session(name: str) -> bool:
+    """Whether a directory of this name can be a session's."""
+    return _NAME.fullmatch(name) is not None
+
+
+def owner_of(pid: int) -> Owner | None:
+    """Whose contained process *pid* was executed as, by its environment; None if nobody's, or if that can't be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            environment = f.read()
+    except OSError:
+        return None
+    for variable in environment.split(b"\0"):
+        if variable.startswith(f"{COOKIE}=".encode()):
+            return Owner.parse(variable.partition(b"=")[2].decode(errors="replace"))
+    return None
+
+
+def _own_namespaces() -> tuple[int, int]:
+    return _inode("/proc/self/ns/pid"), _inode("/proc/self/ns/time")
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:  # a kernel without that kind
+        return 0

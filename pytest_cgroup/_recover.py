@@ -1,0 +1,310 @@
+"""What a dead session left behind: found, killed, removed.
+
+Theory of operation. The guard calls `end_session` when its pytest has died; `sweep` looks beside a new session, and
+`clean` everywhere, for sessions whose owner is dead and whose guard did not live to see it (a reboot clears all by
+itself). Each hierarchy is taken by itself, the cgroup2 one first, as that kills what it holds in one act. What is
+killed is what was in a container: all in the session's cgroup but the leaf ``main``. There pytest stood, and what it
+started outside of any test; that goes back to where pytest came from, as at a clean end. Sessions that live,
+also inside of a dead one, stay as they are.
+
+Several may do this at once: a cgroup that is gone, and a process that is gone, is what everybody wants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ._cgroup import PREFIX, Cgroup
+from ._kernel_files import move_all, read_file, words, write_file
+from ._kernel_text import cgroup_mounts
+from ._ownership import LEAF, Signature, is_session, owner_of, signature
+from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
+from .exceptions import CgroupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ._ownership import Owner
+    from ._process import ProcessId
+
+_SIGSTOP = 19
+#: how long a killed process may take to be gone: more is uninterruptible sleep
+_KILL_SECONDS = 10.0
+#: how long a cgroup that nobody is in any more may refuse to be removed
+_BUSY_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Cleaned:
+    """What was done.
+
+    Attributes:
+        killed: by pid, the program's name.
+        removed: the sessions' cgroups, by their paths.
+        left: what was not touched or could not be removed, and why.
+    """
+
+    killed: dict[int, str] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        count = f"{len(self.killed)} process{'es' if len(self.killed) != 1 else ''}"
+        names = [f"{name}[{pid}]" for pid, name in self.killed.items()]
+        shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
+        return f"{count} ({shown})" if names else "no process"
+
+
+def trees_of(session: Cgroup) -> list[Cgroup]:
+    """*session* in each hierarchy by itself, the cgroup2 tree first."""
+    unified = [Cgroup(session.unified)] if session.unified else []
+    v1: dict[str, dict[str, str]] = {}
+    for name, directory in session.controllers.items():
+        v1.setdefault(directory, {})[name] = directory
+    return [*unified, *(Cgroup(None, controllers) for controllers in v1.values())]
+
+
+# one session
+
+
+def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Cleaned) -> None:
+    """Kill what is in a dead session's containers, and remove its cgroup.
+
+    Args:
+        trees: its cgroup in each hierarchy.
+        enabled: the controllers that it enabled in the cgroup above.
+        cleaned: what is done is told there.
+    """
+    trees = [tree for tree in trees if tree.exists]
+    containers = [container for tree in trees for container in _containers(tree)]
+    for container in containers:  # all of them, before any is waited for
+        with contextlib.suppress(OSError, CgroupError):  # gone meanwhile, or else the next step says so
+            cleaned.killed.update((pid, _name(pid)) for pid in container.pids())
+            container.kill()
+    for container in containers:
+        _end_container(container, cleaned)
+    for tree in trees:
+        _end_directory(tree, enabled, cleaned)
+
+
+def _containers(tree: Cgroup) -> list[Cgroup]:
+    return [tree.child(name) for name in _inner(tree.path) if name != LEAF and not _may_live(f"{tree.path}/{name}")]
+
+
+def _may_live(directory: str) -> bool:
+    """Whether it is a session whose owner is not known to be dead: a worker's, in the controller's that was killed."""
+    if not is_session(os.path.basename(directory)):
+        return False
+    with contextlib.suppress(OSError):
+        found = signature(directory)
+        return isinstance(found, Signature) and not found.owner.is_dead
+    return False
+
+
+def _end_container(container: Cgroup, cleaned: Cleaned) -> None:
+    deadline = time.monotonic() + _KILL_SECONDS
+    while container.exists:
+        try:
+            if not container.kill_until_empty(max(0.0, deadline - time.monotonic())):
+                cleaned.left[container.path] = f"still there after SIGKILL: pids {container.pids()}"
+                return
+            container.remove(0.1)  # somebody may have been on the way in
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                cleaned.left[container.path] = error.strerror or str(error)
+                return
+        except CgroupError as error:
+            if time.monotonic() > deadline:
+                cleaned.left[container.path] = str(error)
+                return
+            time.sleep(0.001)
+
+
+def _end_directory(tree: Cgroup, enabled: tuple[str, ...], cleaned: Cleaned) -> None:
+    path = tree.path
+    if any(_may_live(f"{path}/{name}") for name in _inner(path)):
+        cleaned.left[path] = "a session that lives is in it"
+        return
+    if tree.unified:
+        _vacate(path, enabled)
+    deadline, pause = time.monotonic() + _BUSY_SECONDS, 0.0005
+    while True:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(f"{path}/{LEAF}")
+            os.rmdir(path)
+            cleaned.removed.append(path)
+            return
+        except FileNotFoundError:
+            return  # another was faster
+        except OSError as error:
+            inside = words(f"{path}/{LEAF}/cgroup.procs")
+            if inside or time.monotonic() > deadline:
+                names = ", ".join(f"{_name(int(pid))}[{pid}]" for pid in inside)
+                cleaned.left[path] = f"in use by {names}" if names else str(error.strerror)
+                return
+        time.sleep(pause)  # the kernel has no event for "rmdir would work now"
+        pause = min(pause * 2, 0.05)
+
+
+def _vacate(session: str, enabled: tuple[str, ...]) -> None:
+    """As `Placement.close` does it: nobody can go back to a cgroup that gives controllers to its children."""
+    base, leaf = os.path.dirname(session), f"{session}/{LEAF}"
+    for directory, names in ((session, words(f"{session}/cgroup.subtree_control")), (base, enabled)):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone, or in use by another
+                write_file(f"{directory}/cgroup.subtree_control", f"-{name}")
+    if os.path.isdir(leaf):
+        move_all(leaf, base)
+
+
+def _inner(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+# the sessions that are dead
+
+
+def sweep(session: Cgroup) -> Cleaned:
+    """End the dead sessions beside the living *session*; cheap: it looks in one directory of each hierarchy, or two."""
+    found: dict[str, list[Cgroup]] = {}
+    for tree in trees_of(session):
+        for directory in _places(os.path.dirname(tree.path)):
+            for name in filter(is_session, _inner(directory)):
+                found.setdefault(name, []).append(_beside(tree, f"{directory}/{name}"))
+    return _end_the_dead(found)
+
+
+def _places(base: str) -> Iterator[str]:
+    """The base; where that is a session's own cgroup, or a scope of pytest's, those beside it."""
+    yield base
+    above, name = os.path.split(base)
+    if name.startswith(PREFIX):
+        yield above
+        if name.endswith(".scope"):
+            yield from (f"{above}/{one}" for one in _inner(above) if one.startswith(PREFIX) and one.endswith(".scope"))
+
+
+def _beside(tree: Cgroup, path: str) -> Cgroup:
+    return Cgroup(path) if tree.unified else Cgroup(None, dict.fromkeys(tree.controllers, path))
+
+
+def sweep_processes() -> Cleaned:
+    """The same where there is no cgroup: the process table is read."""
+    cleaned = Cleaned()
+    end_processes(_orphans, cleaned)
+    return cleaned
+
+
+def clean() -> Cleaned:
+    """End every dead session of this user: in all hierarchies that are mounted here, and in the process table."""
+    found: dict[str, list[Cgroup]] = {}
+    mounts = cgroup_mounts(read_file("/proc/self/mountinfo"))
+    for mount in sorted(mounts, key=lambda mount: -mount.version):
+        controllers = mount.controllers or frozenset(("",))  # a named hierarchy, of no controller, holds none of ours
+        for path in _walk(mount.mount_point):
+            tree = Cgroup(path) if mount.version == 2 else Cgroup(None, dict.fromkeys(controllers, path))
+            found.setdefault(os.path.basename(path), []).append(tree)
+    cleaned = _end_the_dead(found)
+    end_processes(_orphans, cleaned)
+    return cleaned
+
+
+def _walk(top: str) -> Iterator[str]:
+    """The sessions below *top*, outer ones first; in a session only its inner ones are looked for."""
+    todo = [top]
+    for directory in todo:
+        inside = is_session(os.path.basename(directory))
+        if inside:
+            yield directory
+        todo += [f"{directory}/{name}" for name in _inner(directory) if not inside or is_session(name)]
+
+
+def _end_the_dead(found: dict[str, list[Cgroup]]) -> Cleaned:
+    cleaned = Cleaned()
+    for trees in reversed(found.values()):  # inner ones first
+        ours: list[Cgroup] = []
+        enabled: tuple[str, ...] = ()
+        for tree in trees:
+            try:
+                signed = signature(tree.path)
+            except OSError:  # gone meanwhile
+                continue
+            if isinstance(signed, str):
+                cleaned.left[tree.path] = signed
+            elif signed.owner.is_dead:
+                ours.append(tree)
+                enabled = enabled or signed.enabled
+            elif signed.owner.is_dead is None:
+                cleaned.left[tree.path] = "its owner is in another pid or time namespace, and may live"
+        end_session(ours, enabled, cleaned)
+    return cleaned
+
+
+# processes without a cgroup
+
+
+def end_processes(members: Callable[[], list[int]], cleaned: Cleaned) -> None:
+    """Kill what *members* lists until that is nothing: stopped first, since what is stopped can't fork."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while pids := members():
+        cleaned.killed.update((pid, _name(pid)) for pid in pids)
+        signal_members(members, _SIGSTOP)
+        signal_members(members, SIGKILL)
+        wait_gone(pids, 0.5)
+        if time.monotonic() > deadline:
+            cleaned.left.update((f"pid {pid}", "still there after SIGKILL") for pid in members())
+            return
+
+
+def below(roots: Iterable[ProcessId], owner: Owner) -> list[int]:
+    """The living processes below *roots*, the reapers of containers, and those that were executed in one of *owner*'s.
+
+    The roots are not in it: while they live, what loses its parent stays theirs.
+    """
+    found = [pid for pid in _table() if owner_of(pid) == owner]
+    for root in roots:
+        born = descendants(root.pid) if root.alive else []
+        if root.alive:  # else its pid may have been another's meanwhile
+            found += born
+    return _living(found)
+
+
+def end_reapers(roots: Iterable[ProcessId]) -> None:
+    """Kill the reapers, which have nobody below them any more: each would end by itself, but may have been stopped."""
+    for root in roots:
+        with open_pidfds([root.pid]) as fds:
+            for fd in fds:
+                if root.alive:  # the one that the descriptor is of
+                    send_signal(fd, SIGKILL)
+
+
+def _orphans() -> list[int]:
+    """The processes of dead owners, and what they started: that may have been forked, and not executed."""
+    marked = [pid for pid in _table() if (owner := owner_of(pid)) and owner.is_dead]
+    return _living([one for pid in marked for one in (pid, *descendants(pid))])
+
+
+def _table() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _living(pids: Iterable[int]) -> list[int]:
+    found = [pid for pid in dict.fromkeys(pids) if pid != os.getpid()]
+    return [pid for pid in found if (fields := stat_fields(pid)) and fields[0] not in ("Z", "X")]
+
+
+def _name(pid: int) -> str:
+    try:
+        return read_file(f"/proc/{pid}/comm").strip()
+    except OSError:
+        return "?"

@@ -1,0 +1,124 @@
+"""The guard's own business: whom it believes, whom it kills, when it is silent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pytest_cgroup._guard import Guard, watch_over
+from pytest_cgroup._host import Host
+from pytest_cgroup._process import ProcessId
+from tests.kernel.contain import identity
+from tests.kernel.forked import forked
+
+backends = pytest.mark.parametrize(
+    "processes",
+    [pytest.param(False, marks=pytest.mark.requires("cgroup"), id="cgroup"), pytest.param(True, id="process")],
+)
+
+
+def guarded(function: Callable[[Host, Guard], object], *, processes: bool) -> str:
+    """What the guard of a process says that calls *function*, and then ends as if it had been killed."""
+    reader, writer = os.pipe()
+
+    def owner() -> None:
+        os.dup2(writer, 2)
+        host = Host(scope=False)
+        watch_over(host, processes=processes)
+        assert isinstance(host.guard, Guard)
+        function(host, host.guard)
+
+    try:
+        forked(owner)
+        os.close(writer)
+        writer = -1
+        text = b""
+        while piece := os.read(reader, 4096):  # until the guard has ended
+            text += piece
+    finally:
+        os.close(reader)
+        if writer != -1:
+            os.close(writer)
+    return text.decode()
+
+
+@pytest.fixture
+def sleeper() -> Iterator[ProcessId]:
+    child = subprocess.Popen(["sleep", "120"])
+    yield identity(child.pid)
+    child.kill()
+    child.wait()
+
+
+@backends
+def test_silent_where_nothing_is_left(processes: bool) -> None:
+    assert guarded(lambda host, guard: None, processes=processes) == ""
+
+
+@backends
+def test_a_clean_end(processes: bool) -> None:
+    def function(host: Host, guard: Guard) -> None:
+        host.close()
+        assert ProcessId.of(guard.pid) is None or not identity(guard.pid).alive
+
+    assert guarded(function, processes=processes) == ""
+
+
+@pytest.mark.requires("cgroup")
+def test_silent_where_the_session_is_gone() -> None:
+    def function(host: Host, guard: Guard) -> None:
+        host.placement.close()
+
+    assert guarded(function, processes=False) == ""
+
+
+def test_a_pid_that_is_anothers_by_now(sleeper: ProcessId) -> None:
+    """The negative control is the right start time. What stands above a container is known by both."""
+
+    def tell(start_time: int) -> Callable[[Host, Guard], object]:
+        return lambda host, guard: os.write(guard._pipe, b"%d %d\n" % (sleeper.pid, start_time))
+
+    assert guarded(tell(sleeper.start_time - 1), processes=True) == ""
+    assert sleeper.alive
+    guarded(tell(sleeper.start_time), processes=True)
+    assert not sleeper.alive
+
+
+def test_anything_may_come_through_the_pipe(sleeper: ProcessId) -> None:
+    """It is open in contained tests as well, if they look for it."""
+    texts = [b"\n", b"\xff\0 1\n", b"%d\n" % sleeper.pid, b"-1 -1\n", b"1 2 3\n" * 5000, b"%d " % sleeper.pid]
+
+    def function(host: Host, guard: Guard) -> None:
+        for text in texts:
+            os.set_blocking(guard._pipe, True)
+            os.write(guard._pipe, text)
+
+    assert guarded(function, processes=True) == ""
+    assert sleeper.alive
+
+
+@pytest.mark.requires("cgroup")
+@pytest.mark.parametrize("closed", [False, True])
+def test_who_closes_the_pipe_is_guarded_all_the_same(closed: bool) -> None:
+    def function(host: Host, guard: Guard) -> None:
+        session = host.placement.session
+        assert session is not None
+        container = session.child("1-test")
+        container.make()
+        container.adopt(os.posix_spawn("/bin/sleep", ["sleep", "120"], {}))
+        if closed:
+            os.close(guard._pipe)
+
+    said = guarded(function, processes=False)
+    assert "was killed, and left behind, now killed: 1 process (sleep[" in said
+
+
+def test_there_is_one_guard() -> None:
+    def function(host: Host, guard: Guard) -> None:
+        watch_over(host, processes=True)
+        assert host.guard is guard
+
+    assert guarded(function, processes=True) == ""

@@ -1,0 +1,301 @@
+"""What a dead session left is ended; what lives, what is another's and what is nobody's we know is not touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_cgroup._cgroup import Cgroup
+from pytest_cgroup._host import Host
+from pytest_cgroup._ownership import COOKIE, LEAF, Owner, is_session, owner_of, sign, this_process
+from pytest_cgroup._placement import Placement
+from pytest_cgroup._process import ProcessId
+from pytest_cgroup._recover import Cleaned, clean, sweep, sweep_processes, trees_of
+from tests.kernel.contain import identity
+from tests.kernel.forked import ORDINARY, forked
+
+pytestmark = pytest.mark.requires("cgroup")
+#: no process of this kernel has had it: it is above the highest pid
+NOBODY = "pytest-cgroup-99999999-1"
+
+
+@pytest.fixture
+def stage(host: Host) -> Iterator[Cgroup]:
+    """A cgroup that stands for the one that pytest is started in."""
+    assert host.placement.session is not None
+    made = host.placement.session.child("stage")
+    made.make()
+    yield made
+    made.kill_until_empty(10)
+    made.remove()
+
+
+@pytest.fixture
+def signed(host: Host) -> None:
+    """Skip where the kernel keeps no attribute on a cgroup for this user."""
+    assert host.placement.session is not None
+    if not sign(host.placement.session.path):
+        pytest.skip("this kernel keeps no attribute on a cgroup (user.* since 5.7)")
+
+
+def sleeper(cgroup: Cgroup) -> ProcessId:
+    """A process in *cgroup*, executed: a forked one would hold the pipes that its parent is waited for by."""
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "120"], {})
+    cgroup.adopt(pid)
+    return identity(pid)
+
+
+def end(process: ProcessId) -> None:
+    """Kill and reap a child of ours."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+
+
+def die_in(stage: Cgroup, prepare: Callable[[Cgroup], object] = lambda container: None) -> tuple[Cgroup, ProcessId]:
+    """The session of an owner that died, and a process that it left in a container."""
+
+    def owner() -> tuple[str | None, dict[str, str], ProcessId]:
+        stage.adopt(0)
+        placement = Placement(scope=False)
+        placement.open()
+        session = placement.session
+        assert session is not None
+        container = session.child("1-test")
+        container.make()
+        left = sleeper(container)
+        prepare(container)
+        return session.unified, session.controllers, left  # and now it dies, and has closed nothing
+
+    unified, controllers, left = forked(owner)
+    return Cgroup(unified, controllers), left
+
+
+def outside_of_sessions(path: str) -> str:
+    """A cgroup beside the outermost session that *path* is in: what lies in a living one is left to that."""
+    while any(is_session(name) for name in path.split("/")):
+        path = os.path.dirname(path)
+    return f"{path}/somewhere-{os.getpid()}"
+
+
+def swept(stage: Cgroup) -> Cleaned:
+    """What a session that comes to *stage* next would do."""
+    return sweep(stage.child("the-next"))
+
+
+@pytest.mark.usefixtures("signed")
+def test_a_dead_session_is_ended(stage: Cgroup) -> None:
+    session, left = die_in(stage)
+    assert (session.exists, left.alive) == (True, True)
+    cleaned = swept(stage)
+    assert (session.exists, left.alive) == (False, False)
+    assert [*cleaned.killed] == [left.pid]
+    assert sorted(cleaned.removed) == sorted(session.directories)
+    assert cleaned.left == {}
+    assert swept(stage) == Cleaned()
+
+
+@pytest.mark.usefixtures("signed")
+def test_with_what_the_test_made_in_it(stage: Cgroup) -> None:
+    def prepare(container: Cgroup) -> None:
+        inner = container.child("inner")
+        inner.make()
+        inner.child("empty").make()
+        sleeper(inner)
+        container.freeze()
+
+    session, left = die_in(stage, prepare)
+    cleaned = swept(stage)
+    assert len(cleaned.killed) == 2
+    assert (session.exists, left.alive, cleaned.left) == (False, False, {})
+
+
+@pytest.mark.usefixtures("signed")
+def test_what_lives_is_not_touched(stage: Cgroup) -> None:
+    def owner() -> bool:
+        stage.adopt(0)
+        placement = Placement(scope=False)
+        placement.open()
+        session = placement.session
+        assert session is not None
+        container = session.child("1-test")
+        container.make()
+        left = sleeper(container)
+        found = forked(lambda: swept(stage)) == Cleaned() and left.alive and session.exists
+        end(left)
+        container.remove()
+        placement.close()
+        return found
+
+    assert forked(owner)
+
+
+@pytest.mark.usefixtures("signed")
+def test_what_lives_in_a_dead_one_is_not_touched(stage: Cgroup) -> None:
+    """A worker of pytest-xdist makes its session in the controller's on cgroup v2."""
+    outer, left = die_in(stage)
+    inner = outer.child(f"pytest-cgroup-{os.getpid()}-{identity(os.getpid()).start_time}")
+    inner.make()
+    for directory in inner.directories:
+        sign(directory)
+    mine = sleeper(inner)
+    cleaned = swept(stage)
+    assert (left.alive, mine.alive, inner.exists) == (False, True, True)
+    assert set(cleaned.left) == set(outer.directories)
+    end(mine)
+    inner.remove()
+    assert swept(stage).left == {}
+    assert not outer.exists
+
+
+@pytest.mark.usefixtures("signed")
+@pytest.mark.parametrize("how", ["unsigned", "garbage", "elsewhere", "signed"])
+def test_a_name_proves_nothing(stage: Cgroup, how: str) -> None:
+    """The last one is the negative control: signed, and of this namespace, it goes."""
+    made = stage.child(NOBODY)
+    container = made.child("1-test")
+    made.make()
+    container.make()
+    mine = sleeper(container)
+    try:
+        for directory in made.directories:
+            if how != "unsigned":
+                assert sign(directory)
+                if how != "signed":
+                    name = next(name for name in os.listxattr(directory) if name.endswith(".pytest-cgroup"))
+                    elsewhere = json.dumps({"namespaces": [1, 2], "enabled": []}).encode()
+                    os.setxattr(directory, name, elsewhere if how == "elsewhere" else b"[]\xff")
+        told = swept(stage)
+        assert made.exists == mine.alive == (how != "signed")
+        assert set(told.left) == (set() if how == "signed" else set(made.directories))
+        why = {"elsewhere": "another pid or time namespace"}.get(how, "nothing proves that pytest-cgroup made it")
+        assert how == "signed" or why in told.left[made.path]
+    finally:
+        end(mine)
+
+
+@pytest.mark.requires("root")
+@pytest.mark.usefixtures("signed")
+def test_another_users_is_left_and_reported(stage: Cgroup) -> None:
+    session, left = die_in(stage)
+    for directory in session.directories:
+        os.chown(directory, ORDINARY, ORDINARY)
+    assert swept(stage).left == dict.fromkeys(session.directories, f"it belongs to uid {ORDINARY}")
+    assert left.alive
+    for directory in session.directories:
+        os.chown(directory, 0, 0)
+    assert swept(stage).left == {}
+    assert not left.alive
+
+
+@pytest.mark.usefixtures("signed")
+def test_two_at_once(stage: Cgroup) -> None:
+    for _ in range(10):
+        session, left = die_in(stage)
+        reader, writer = os.pipe()
+        pids = []
+        for _ in range(4):
+            if (pid := os.fork()) == 0:
+                status = 1
+                try:
+                    os.close(writer)
+                    os.read(reader, 1)  # the end of file starts them all
+                    assert swept(stage).left == {}
+                    status = 0
+                except BaseException:
+                    os.write(2, traceback.format_exc().encode())
+                finally:
+                    os._exit(status)
+            pids.append(pid)
+        os.close(reader)
+        os.close(writer)
+        assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0, 0]
+        assert (session.exists, left.alive) == (False, False)
+
+
+@pytest.mark.usefixtures("signed")
+def test_what_no_test_started_goes_back(stage: Cgroup, host: Host) -> None:
+    """On cgroup v2 pytest stands in a leaf of its session, with what it starts: that is not in any container."""
+    if host.placement.kind != "v2":
+        pytest.skip(f"a matter of pure cgroup v2; this host is {host.placement.kind}")
+    server = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        session, left = die_in(
+            stage, lambda container: Cgroup(f"{Path(container.path).parent}/{LEAF}").adopt(server.pid)
+        )
+        assert server.pid in session.child(LEAF).pids()
+        enabled = Path(f"{stage.path}/cgroup.subtree_control")
+        assert enabled.read_text().split() != []
+        cleaned = swept(stage)
+        assert (session.exists, left.alive, cleaned.left) == (False, False, {})
+        assert stage.pids() == [server.pid]
+        assert enabled.read_text().split() == []
+    finally:
+        server.communicate(b"\n")
+
+
+@pytest.mark.usefixtures("signed")
+def test_clean_finds_it_wherever_it_is(stage: Cgroup, host: Host) -> None:
+    above = host.placement.session
+    assert above is not None
+    somewhere = Cgroup(
+        above.unified and outside_of_sessions(above.unified),
+        {name: outside_of_sessions(path) for name, path in above.controllers.items()},
+    )
+    somewhere.make()
+    try:
+        session, left = die_in(somewhere)
+        assert swept(stage) == Cleaned()
+        cleaned = clean()
+        assert left.pid in cleaned.killed
+        assert set(session.directories) <= set(cleaned.removed)
+        assert (session.exists, left.alive) == (False, False)
+    finally:
+        somewhere.kill_until_empty(10)
+        somewhere.remove()
+
+
+def test_each_hierarchy_by_itself(host: Host) -> None:
+    session = host.placement.session
+    assert session is not None
+    assert [tree.path for tree in trees_of(session)] == [*session.directories]
+
+
+@pytest.mark.parametrize("whose", ["dead", "elsewhere", "mine", "none"])
+def test_processes_without_a_cgroup(whose: str) -> None:
+    """Only what was executed in the container of an owner that is dead for certain."""
+    me = this_process()
+    nobody = ProcessId(99_999_999, 1)
+    owner = {
+        "dead": str(Owner(nobody, me.namespaces)),
+        "elsewhere": str(Owner(nobody, (1, 2))),
+        "mine": str(me),
+        "none": "1-1@x",
+    }[whose]
+    code = "import os; os.fork(); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, COOKIE: owner}, start_new_session=True
+    )
+    try:
+        while len(children := Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()) != 1:
+            os.sched_yield()
+        assert str(owner_of(child.pid)) == (owner if whose != "none" else "None")
+        cleaned = sweep_processes()
+        killed = {child.pid, int(children[0])}
+        assert killed & cleaned.killed.keys() == (killed if whose == "dead" else set())
+        assert (child.poll() is None) == (whose != "dead")
+    finally:
+        child.kill()
+        child.communicate()
+        for pid in children:
+            if (still := ProcessId.of(int(pid))) and still.alive:
+                os.kill(still.pid, signal.SIGKILL)
