@@ -47,6 +47,8 @@ log = logging.getLogger("pytest_cgroup")
 
 #: set by the tests of what happens without a guard
 SWITCH = "PYTEST_CGROUP_NO_GUARD"
+#: set by tests that run beside those: what these leave is not theirs to clean up
+NO_RECOVERY = "PYTEST_CGROUP_NO_RECOVERY"
 
 
 def watch_over(host: Host, *, processes: bool, controller: str | None = None) -> None:
@@ -58,10 +60,11 @@ def watch_over(host: Host, *, processes: bool, controller: str | None = None) ->
         controller: `str(Owner)` of the process that this one works for, and with which it is to end.
     """
     session = None if processes else host.placement.session
-    if session is None:
-        sweep_processes()
-    else:
-        sweep(session)
+    if not os.environ.get(NO_RECOVERY):
+        if session is None:
+            sweep_processes()
+        else:
+            sweep(session)
     if host.guard is not None or os.environ.get(SWITCH):
         return
     owner = this_process()

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from pytest_cgroup._guard import NO_RECOVERY
 from pytest_cgroup._host import Host
 from tests.as_user import NoInterpreterError, OrdinaryUser, ordinary_user
 from tests.leftovers import Watch
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.environ.setdefault(NO_RECOVERY, "1")  # or the runs that the tests start clean up after each other's dead ones
     host = config.stash[_host] = Host()
     config.add_cleanup(host.close)
     host.capability("cgroup")

@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_cgroup._guard import SWITCH
+from pytest_cgroup._guard import NO_RECOVERY, SWITCH
 from tests.as_user import OrdinaryUser
 from tests.e2e.inner import HEAD, command
 
+pytestmark = pytest.mark.xdist_group("recovery")  # one at a time: each run cleans up after the dead ones of others
 SECONDS = 30.0  # nothing here is a matter of speed; this is where a test that hangs ends
 #: a daemon that left its parent's session, and a child of the test's own that was forked and not executed
 _LEAVE = """
@@ -51,6 +52,11 @@ def stays(request):
 def test_it(stays):
     if PHASE == "call": stay("call")
 """
+
+
+@pytest.fixture(autouse=True)
+def _with_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NO_RECOVERY)
 
 
 @dataclasses.dataclass
