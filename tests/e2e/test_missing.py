@@ -92,7 +92,7 @@ def test_the_header_names_the_rung_once(pytester: pytest.Pytester, backend: str)
         assert "can't enforce: swap, memory_high, pids, cpu" in line
     else:
         assert "cgroup " in line
-    assert len(line) < 200
+    assert len(line) < 300  # with the reason why there is no cgroup
 
 
 @both
