@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -66,6 +68,14 @@ def _nothing_left_behind() -> Iterator[None]:
         left = watch.finish()
     if left:
         pytest.fail("left behind by this test:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def no_other_recovery() -> Iterator[None]:
+    """Of the tests that leave a dead session behind, or clean up after one, one at a time: cleaning up is host-wide."""
+    with open(os.path.join(tempfile.gettempdir(), f"pytest-cgroup-tests-{os.geteuid()}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

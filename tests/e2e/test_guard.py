@@ -21,7 +21,7 @@ from pytest_cgroup._guard import NO_RECOVERY, SWITCH
 from tests.as_user import OrdinaryUser
 from tests.e2e.inner import HEAD, command
 
-pytestmark = pytest.mark.xdist_group("recovery")  # one at a time: each run cleans up after the dead ones of others
+pytestmark = pytest.mark.usefixtures("no_other_recovery")
 SECONDS = 30.0  # nothing here is a matter of speed; this is where a test that hangs ends
 #: a daemon that left its parent's session, and a child of the test's own that was forked and not executed
 _LEAVE = """

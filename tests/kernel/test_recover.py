@@ -23,8 +23,7 @@ from pytest_cgroup._recover import Cleaned, clean, sweep, sweep_processes, trees
 from tests.kernel.contain import identity
 from tests.kernel.forked import ORDINARY, forked
 
-# one at a time: to clean up is to look at the whole host
-pytestmark = [pytest.mark.requires("cgroup"), pytest.mark.xdist_group("recovery")]
+pytestmark = [pytest.mark.requires("cgroup"), pytest.mark.usefixtures("no_other_recovery")]
 #: no process of this kernel has had it: it is above the highest pid
 NOBODY = "pytest-cgroup-99999999-1"
 
