@@ -125,7 +125,7 @@ class Judge:
             report.sections.append(("contained", _report.section(outcome)))
         if theirs is not None:
             report.user_properties = theirs.user_properties
-        report.user_properties.append(_verdict.as_property(outcome))
+        report.user_properties.append(_verdict.as_property(outcome, self.spec.leaks))
         return report
 
     @staticmethod

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from . import _seam
 from ._outcome import Leak
-from ._verdict import leak_line, plural
+from ._verdict import leak_line, leaks_as_property, leaks_in_place, one_line, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: the property that carries a test's leaks as JSON: on the teardown report it crosses xdist and lands in JUnit
-PROPERTY = "process_leaks"
 _OUTPUT = "cgroup_process_leaks"
 
 
@@ -29,13 +27,15 @@ class LeakReport:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._leaks: list[Leak] = []
+        self._of_no_test: list[Leak] = []
         self._late: list[tuple[str, tuple[str, int | None, str], str, list[dict[str, object]]]] = []
+        self._late_here = False
         self.failed = False
         self.trouble: str | None = None
 
     def add(self, leaks: Iterable[Leak], *, failed: bool = False) -> None:
         """Leaks that no test's report tells of."""
-        self._leaks += leaks
+        self._of_no_test += leaks
         self.failed = self.failed or failed
 
     def blame(self, nodeid: str, location: tuple[str, int | None, str], text: str, leaks: Iterable[Leak]) -> None:
@@ -44,15 +44,14 @@ class LeakReport:
             self._late.append((nodeid, location, text, [leak.to_json() for leak in leaks]))
         else:
             self._log(_error(nodeid, location, text, leaks))
+            self._late_here = True
 
     def _log(self, report: pytest.TestReport) -> None:
         self._config.hook.pytest_runtest_logreport(report=report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown" and not hasattr(self._config, "workerinput"):
-            for name, value in report.user_properties:
-                if name == PROPERTY and isinstance(value, str):
-                    self.add(Leak.from_json(one) for one in json.loads(value))
+            self._leaks += leaks_in_place(report)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -70,32 +69,37 @@ class LeakReport:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         output = getattr(self._config, "workeroutput", None)
         if output is not None:
-            leaks = [leak.to_json() for leak in self._leaks]
+            leaks = [leak.to_json() for leak in self._of_no_test]
             output[_OUTPUT] = {"leaks": leaks, "failed": self.failed, "late": self._late, "trouble": self.trouble}
-        elif (self.failed or self.trouble) and session.exitstatus in (
+            return
+        if (self.failed or self.trouble) and session.exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._of_no_test:
+            _seam.add_junit_property(self._config, *leaks_as_property(self._of_no_test))
+            if (lines := self._config.pluginmanager.get_plugin("cgroup-json")) is not None:
+                lines.add(self._of_no_test)
+            if (ci := self._config.pluginmanager.get_plugin("cgroup-github")) is not None:
+                ci.add(self._of_no_test, failed=self.failed)
+        if self._of_no_test or self._late_here:
+            _seam.write_junit_again(self._config)  # it was written before the last fixtures were torn down
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self._leaks and self.trouble is None:
+        found = [*self._leaks, *self._of_no_test]
+        if not found and self.trouble is None:
             return
         terminalreporter.section("process leaks")
         if self.trouble is not None:
-            terminalreporter.write_line(f"not looked for to the end of the run: {_one_line(self.trouble)}")
+            terminalreporter.write_line(f"not looked for to the end of the run: {one_line(self.trouble)}")
         by_owner: dict[str, list[Leak]] = {}
-        for leak in self._leaks:
+        for leak in found:
             by_owner.setdefault(leak.owner or "?", []).append(leak)
         for owner, leaks in by_owner.items():
-            terminalreporter.write_line(f"{_one_line(owner)} left behind {plural(len(leaks), 'process', 'es')}:")
+            terminalreporter.write_line(f"{one_line(owner)} left behind {plural(len(leaks), 'process', 'es')}:")
             for leak in leaks:
                 terminalreporter.write_line(f"  {leak_line(leak)}")
-
-
-def as_property(leaks: Iterable[Leak]) -> tuple[str, str]:
-    """Leaks as a user property of a report."""
-    return PROPERTY, json.dumps([leak.to_json() for leak in leaks])
 
 
 def _error(nodeid: str, location: tuple[str, int | None, str], text: str, leaks: Iterable[Leak]) -> pytest.TestReport:
@@ -107,9 +111,5 @@ def _error(nodeid: str, location: tuple[str, int | None, str], text: str, leaks:
         outcome="failed",
         longrepr=text,
         when="teardown",
-        user_properties=[as_property(leaks)],
+        user_properties=[leaks_as_property(leaks)],
     )
-
-
-def _one_line(name: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -15,7 +15,6 @@ import pytest
 
 from . import _seam, _verdict
 from ._config import shared_key, spec_key
-from ._leak_report import as_property
 from ._owners import Book, Owner
 from .exceptions import ContainedWarning
 
@@ -209,7 +208,7 @@ class LeakWatch:
             except ContainedWarning:  # -W error
                 pass
             else:
-                report.user_properties.append(as_property(leaks))
+                report.user_properties.append(_verdict.leaks_as_property(leaks))
                 return
         _add(report, text, leaks, xfail_reason=_seam.expected_failure(item))
 
@@ -259,4 +258,4 @@ def _add(report: pytest.TestReport, text: str, leaks: list[Leak], *, xfail_reaso
         report.longrepr = f"{report.longreprtext}\n\n{text}"
     else:
         _verdict.fail(report, text, xfail_reason=xfail_reason)
-    report.user_properties.append(as_property(leaks))
+    report.user_properties.append(_verdict.leaks_as_property(leaks))

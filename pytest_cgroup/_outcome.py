@@ -8,7 +8,7 @@ import shlex
 import signal as _signal
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from ._units import format_seconds, format_size
@@ -174,18 +174,21 @@ class Outcome:
         return _from_json(cls, data)
 
 
-def to_record(nodeid: str, outcome: Outcome, verdict: str | None = None) -> dict[str, object]:
+def to_record(
+    nodeid: str | None, outcome: Outcome | None, verdict: str | None = None, leaks: Iterable[Leak] = ()
+) -> dict[str, object]:
     """The JSON object that ``--resource-usage-json`` writes on one line for one test.
 
-    ``verdict`` is pytest's word ("passed", "failed", …) and becomes the key ``outcome``.
+    ``verdict`` is pytest's word ("passed", "failed", …) and becomes the key ``outcome``. ``leaks`` are those that were
+    found in place, beside the container's; where there was no container ``outcome`` is None.
     """
-    usage = outcome.usage
+    usage = Usage() if outcome is None else outcome.usage
     return {
         "nodeid": nodeid,
         "outcome": verdict,
-        "ended": outcome.ended,
-        "exit_code": outcome.exit_code,
-        "signal": outcome.signal,
+        "ended": outcome and outcome.ended,
+        "exit_code": outcome and outcome.exit_code,
+        "signal": outcome and outcome.signal,
         "wall_seconds": usage.wall_seconds,
         "cpu_user_seconds": usage.cpu_user_seconds,
         "cpu_system_seconds": usage.cpu_system_seconds,
@@ -205,10 +208,10 @@ def to_record(nodeid: str, outcome: Outcome, verdict: str | None = None) -> dict
                 "owner": leak.owner,
                 "started_at": leak.started_at,
             }
-            for leak in outcome.leaks
+            for leak in (*(outcome.leaks if outcome else ()), *leaks)
         ],
-        "backend": outcome.backend,
-        "not_enforced": list(outcome.not_enforced),
+        "backend": outcome and outcome.backend,
+        "not_enforced": list(outcome.not_enforced) if outcome else [],
     }
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
 from ._outcome import signal_name, to_record
 from ._units import format_seconds, format_size
-from ._verdict import from_properties, notes, plural
+from ._verdict import from_properties, leaks_in_place, notes, one_line, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from ._outcome import Outcome, Usage
+    from ._outcome import Leak, Outcome, Usage
 
 _SIZES = ("memory", "swap", "memory_high")
 
@@ -79,7 +79,7 @@ def _row(nodeid: str, outcome: Outcome) -> tuple[str, ...]:
 def _one_line(nodeid: str) -> str:
     """A test's id may hold newlines, escape sequences and 10 kB."""
     text = nodeid if len(nodeid) <= _LONG_ID else nodeid[: _LONG_ID - 1] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return one_line(text)
 
 
 def _mark(outcome: Outcome) -> str:
@@ -171,9 +171,16 @@ class JsonLines:
         if report.when != "teardown":
             return
         word = self._outcomes.pop(report.nodeid, "passed")
-        outcome = from_properties(report)
-        if outcome is not None and self._file is not None:
-            record: dict[str, Any] = to_record(report.nodeid, outcome, word)
+        outcome, leaks = from_properties(report), leaks_in_place(report)
+        if outcome is not None or leaks:
+            self._write(to_record(report.nodeid, outcome, word, leaks))
+
+    def add(self, leaks: Iterable[Leak]) -> None:
+        """Leaks that no test's report tells of."""
+        self._write(to_record(None, None, None, leaks))
+
+    def _write(self, record: dict[str, object]) -> None:
+        if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 

@@ -370,6 +370,20 @@ def give_junit(item: pytest.Item, taken: dict[str, Any]) -> None:
         xml.node_reporter(_node_key(item)).add_attribute(name, str(value))
 
 
+def add_junit_property(config: pytest.Config, name: str, value: str) -> None:
+    """One more property of the suite, in the file that is yet to be written."""
+    xml = _junit(config)
+    if xml is not None:
+        xml.add_global_property(name, value)
+
+
+def write_junit_again(config: pytest.Config) -> None:
+    """The file as it is now: pytest writes it before the session's last fixtures are torn down."""
+    xml = _junit(config)
+    if xml is not None:
+        xml.pytest_sessionfinish()
+
+
 def _junit(config: pytest.Config) -> Any:
     from _pytest.junitxml import xml_key
 

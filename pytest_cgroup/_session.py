@@ -32,6 +32,10 @@ class Session:
             from ._report import JsonLines
 
             config.pluginmanager.register(JsonLines(self.settings.json, self.settings.json_from), "cgroup-json")
+        if _tells_github() and not hasattr(config, "workerinput") and not config.option.collectonly:
+            from ._github import GitHub
+
+            config.pluginmanager.register(GitHub(config), "cgroup-github")
         if self.settings.base is not None or self.settings.backend == "cgroup":
             try:
                 host, _ = self._use()  # what was asked for by name is tried at once, so that it is refused at once
@@ -126,6 +130,7 @@ class Session:
         Who starts them collects nothing and cannot know whether they will need it; but where this process stays in the
         base, no worker can give a limit.
         """
+        self._watch_leaks()  # a mark alone may ask for it, and who sees no mark tells what the workers found
         if sys.platform == "linux" and self._host is None:
             with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
                 self._use()
@@ -185,3 +190,8 @@ class Session:
         if sys.platform != "linux":
             return "contained: on Linux only"
         return self._impossible() or f"contained: {self._use()[1].describe()}"
+
+
+def _tells_github() -> bool:
+    """Whether this is a step of GitHub Actions, and not a pytest that a test of such a step runs."""
+    return os.environ.get("GITHUB_ACTIONS") == "true" and "PYTEST_CURRENT_TEST" not in os.environ

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._outcome import signal_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import pytest
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: the property that carries an `Outcome` as JSON: on the teardown report it crosses xdist and lands in JUnit
 PROPERTY = "contained"
+#: and the one that carries, as JSON, the leaks that were found in place
+LEAKS_PROPERTY = "process_leaks"
 
 
 def fail(report: pytest.TestReport, text: str, *, xfail_reason: str | None) -> None:
@@ -80,6 +83,11 @@ def plural(count: int, what: str, ending: str = "s") -> str:
     return f"{count} {what}{'' if count == 1 else ending}"
 
 
+def one_line(text: str) -> str:
+    """A name may hold newlines and escape sequences; what is shown of it is harmless."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def leak_text(leaks: Sequence[Leak]) -> str:
     """The processes that were left behind, one a line."""
     names = ", ".join((ascii(leak.argv[0])[1:-1] if leak.argv else leak.status or "?") for leak in leaks[:3])
@@ -109,19 +117,51 @@ def met(expect: str, outcome: Outcome) -> bool:
     return outcome.ended == what
 
 
-def as_property(outcome: Outcome) -> tuple[str, str]:
-    """The outcome as a user property."""
-    return PROPERTY, json.dumps(outcome.to_json())
+def as_property(outcome: Outcome, leak_policy: str) -> tuple[str, str]:
+    """The outcome as a user property, with what was to become of its leaks: ``"fail"``, ``"warn"``, ``"ignore"``."""
+    return PROPERTY, json.dumps({**outcome.to_json(), "leak_policy": leak_policy})
+
+
+def leaks_as_property(leaks: Iterable[Leak]) -> tuple[str, str]:
+    """Leaks that were found in place as a user property."""
+    return LEAKS_PROPERTY, json.dumps([leak.to_json() for leak in leaks])
+
+
+def leaks_in_place(report: pytest.TestReport) -> list[Leak]:
+    """The leaks that were found in place and that a report carries."""
+    from ._outcome import Leak
+
+    leaks: list[Leak] = []
+    for found in _values(report, LEAKS_PROPERTY):
+        with contextlib.suppress(ValueError):
+            leaks += [Leak.from_json(one) for one in found] if isinstance(found, list) else []
+    return leaks
+
+
+def leaks_told(report: pytest.TestReport) -> tuple[list[Leak], bool]:
+    """All leaks that a report carries, the container's too, but for those to be ignored; and whether they fail it."""
+    leaks, failing = leaks_in_place(report), report.failed
+    outcome = from_properties(report)
+    if outcome is not None and outcome.leaks:
+        policy = next((one.get("leak_policy") for one in _values(report, PROPERTY)), "fail")
+        leaks = [*(outcome.leaks if policy != "ignore" else ()), *leaks]
+        failing = failing or (policy == "fail" and not hasattr(report, "wasxfail"))  # a crash failed the call
+    return leaks, failing
 
 
 def from_properties(report: pytest.TestReport) -> Outcome | None:
     """The outcome that a report carries, None if it carries none."""
     from ._outcome import Outcome
 
-    for name, value in getattr(report, "user_properties", ()):
-        if name == PROPERTY and isinstance(value, str):
-            try:
-                return Outcome.from_json(json.loads(value))
-            except ValueError:
-                return None
+    for value in _values(report, PROPERTY):
+        with contextlib.suppress(ValueError):
+            return Outcome.from_json(value)
     return None
+
+
+def _values(report: pytest.TestReport, wanted: str) -> Iterator[Any]:
+    """The JSON values of a report's properties of one name; a test may record what it likes under it."""
+    for name, value in getattr(report, "user_properties", ()):
+        if name == wanted and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                yield json.loads(value)
