@@ -8,7 +8,6 @@ parent before anybody looks is not found.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -31,13 +30,7 @@ _PAUSE_SECONDS = 0.01
 
 
 class Descendants:
-    """The accounts of one pytest process, see `_owners.Accounts`.
-
-    Args:
-        settle_seconds: how long a process may take to end by itself after its owner.
-        ignore: globs of what is nobody's leak.
-        keep_pools: whether the workers of an executor that somebody still holds are nobody's leak.
-    """
+    """The `_owners.Accounts` of one pytest process; the arguments are those of `_owners.Book`."""
 
     described = "by psutil among pytest's descendants"
 
@@ -71,6 +64,9 @@ class Descendants:
 
     def leave(self, owner: Owner) -> None:
         self._look()
+        self._pop(owner)
+
+    def _pop(self, owner: Owner) -> None:
         if owner in self._stack:
             self._stack.remove(owner)
 
@@ -80,14 +76,15 @@ class Descendants:
     def end(self, owner: Owner) -> list[Leak]:
         leaks: list[Leak] = []
         self._held = None
-        if owner.judged and self._wait(owner, self._settle_seconds):
-            left = self._left(owner)
+        left = self._wait(owner, self._settle_seconds if owner.judged else 0.0)
+        if left and owner.judged:
             told = [describe(one.pid, owner=owner.name, ancestors_until=self._me.pid) for one in left]
             leaks = [leak for leak in told if leak is not None]
-            if owner.grace:
-                self._wait(owner, owner.grace, psutil.Process.terminate)
-            self._wait(owner, _KILL_SECONDS, psutil.Process.kill)
-        self.leave(owner)
+            for process in left if owner.grace else ():
+                ask(process.terminate)
+            self._wait(owner, owner.grace)
+            self._wait(owner, _KILL_SECONDS, kill=True)
+        self._pop(owner)  # a look has just been taken: it costs a millisecond or two
         owner.ended = True
         for process in [process for process, whose in self._owners.items() if whose is owner]:
             self._owners[process] = self._rightful(process, owner) or self._nobody
@@ -117,19 +114,16 @@ class Descendants:
         mine = [process for process, whose in self._owners.items() if whose is owner]
         return [process for process in mine if self._rightful(process, owner) is None] if self.here else []
 
-    def _wait(
-        self, owner: Owner, seconds: float, each: Callable[[psutil.Process], object] = psutil.Process.is_running
-    ) -> bool:
-        """Until nothing is left of *owner*'s; *each* is done to what is. Whether anything is left after *seconds*."""
+    def _wait(self, owner: Owner, seconds: float, *, kill: bool = False) -> list[psutil.Process]:
+        """Until nothing is left of *owner*'s, *seconds* at most; what is left."""
         deadline = time.monotonic() + seconds
         while left := self._left(owner):
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    each(process)  # psutil makes sure that the pid is still this process's
+            for process in left if kill else ():
+                ask(process.kill)  # psutil makes sure that the pid is still this process's
             if time.monotonic() >= deadline:
-                return True
+                break
             time.sleep(_PAUSE_SECONDS)
-        return False
+        return left
 
     def _rightful(self, process: psutil.Process, owner: Owner) -> Owner | None:
         """To whom but *owner* the process belongs; None if it is a leak of *owner*'s."""
