@@ -175,16 +175,18 @@ def test_a_fixture_that_stops_its_process_leaves_none(pytester: pytest.Pytester,
 def test_what_a_fixtures_process_starts_is_the_fixtures(pytester: pytest.Pytester) -> None:
     """Its parent's, whose time it ever is; and what it holds, whose child it ever is."""
     source = """
+STARTED = []
 @pytest.fixture(scope="module")
 def server():
     code = "import subprocess, sys; sys.stdin.read(1); print(subprocess.Popen(['sleep', '120']).pid); input()"
-    yield leave("server", sys.executable, "-uc", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    STARTED.append(leave("server", sys.executable, "-uc", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+    yield  # so it does not hold the server
 @pytest.fixture(scope="module")
 def pool(): yield []
 def test_asks(server, pool):
-    server.stdin.write(b".")
-    server.stdin.flush()
-    open("worker.pid", "wb").write(server.stdout.readline())
+    STARTED[0].stdin.write(b".")
+    STARTED[0].stdin.flush()
+    open("worker.pid", "wb").write(STARTED[0].stdout.readline())
     pool.append(leave("pooled"))
 def test_next(server, pool): assert pool[0].poll() is None
 """
