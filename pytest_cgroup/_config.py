@@ -320,11 +320,11 @@ def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> No
     except SpecError as error:
         item.stash[trouble_key] = Trouble(str(error))
         return
-    if backend is None:
-        lacks(item, settings, "everything: tests are contained on Linux only (run them there)")
-        return
     if spec.isolation == "shared" or _only_of_leaks(settings, layers):
         item.stash[shared_key] = _with_policy(spec, settings, layers)
+        return
+    if backend is None:
+        lacks(item, settings, "everything: tests are contained on Linux only (run them there)")
         return
     try:
         spec = spec.resolve(_total_memory())

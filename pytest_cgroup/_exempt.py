@@ -35,19 +35,27 @@ def own_helper(pid: int) -> bool:
 
     What the fork server forks has the same command line, and is somebody's.
     """
-    line = _shown(pid)
-    if not any(fnmatchcase(line, pattern) for pattern in _INTERPRETERS_OWN) or pid in fork_server_children():
+    argv = command_line(pid)
+    if not runs_helper(argv) or pid in fork_server_children():
         return False
     fields = stat_fields(pid)
-    return fields is not None and _shown(int(fields[1])) != line
+    return fields is not None and command_line(int(fields[1])) != argv
+
+
+def runs_helper(argv: Sequence[str]) -> bool:
+    """Whether that is the command line of such a helper."""
+    line = shlex.join(argv)
+    return any(fnmatchcase(line, pattern) for pattern in _INTERPRETERS_OWN)
 
 
 def named(pid: int, globs: Sequence[str]) -> bool:
     """Whether one of *globs* matches the command line as a shell shows it, or the name of the program."""
-    if not globs:
-        return False
-    argv = command_line(pid)
-    names = (_shown(pid), os.path.basename(argv[0]) if argv else "", _comm(pid))
+    return bool(globs) and matches(command_line(pid), _comm(pid), globs)
+
+
+def matches(argv: Sequence[str], name: str, globs: Sequence[str]) -> bool:
+    """Whether one of *globs* matches a command line, or the name of its program."""
+    names = (shlex.join(argv), os.path.basename(argv[0]) if argv else "", name)
     return any(fnmatchcase(name, glob) for glob in globs for name in names if name)
 
 
@@ -81,10 +89,6 @@ def fork_server_children() -> set[int]:
         for popen in popens
         if type(popen).__module__ == "multiprocessing.popen_forkserver" and popen.returncode is None
     }
-
-
-def _shown(pid: int) -> str:
-    return shlex.join(command_line(pid))
 
 
 def _comm(pid: int) -> str:

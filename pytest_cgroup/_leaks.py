@@ -15,7 +15,7 @@ import pytest
 
 from . import _seam, _verdict
 from ._config import shared_key, spec_key
-from ._owners import Book, Owner
+from ._owners import Owner
 from .exceptions import ContainedWarning
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ._leak_report import LeakReport
     from ._outcome import Leak
+    from ._owners import Accounts
 
     Wrapper = Generator[None, Any, Any]
 
@@ -54,7 +55,7 @@ class LeakWatch:
         report: where the session's leaks are told.
     """
 
-    def __init__(self, book: Book, policy: str | None, report: LeakReport) -> None:
+    def __init__(self, book: Accounts, policy: str | None, report: LeakReport) -> None:
         self._book = book
         self._policy = policy
         self._report = report
@@ -69,7 +70,7 @@ class LeakWatch:
 
     def pytest_report_header(self) -> str:
         what = "those of marked tests" if self._policy is None else self._policy
-        return f"process leaks: {what}, found {self._book.ground.described}"
+        return f"process leaks: {what}, found {self._book.described}"
 
     # whose time it is
 
@@ -81,7 +82,7 @@ class LeakWatch:
             return (yield)
         finally:
             self._book.leave(owner)
-            if owner.places:
+            if self._book.has_left(owner):
                 self._others.append(owner)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

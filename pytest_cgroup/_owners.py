@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from . import _exempt
 from ._held import held_pids
@@ -55,12 +55,49 @@ class Owner:
         self.ended = False
 
 
-class Book:
-    """The accounts of one pytest process.
+class Accounts(Protocol):
+    """Who owns which process, as `_leaks` keeps it told of whose time it is.
 
     Attributes:
+        session: who owns what nobody else does.
         holders: living owners, each with the objects that are its own; asked only when something is left.
         trouble: why the accounts are closed before their time; None while all is well.
+    """
+
+    session: Owner
+    holders: Callable[[], Iterable[tuple[Owner, list[object]]]]
+    trouble: str | None
+
+    @property
+    def described(self) -> str:
+        """How processes are found, for the header of the run."""
+
+    @property
+    def own(self) -> bool:
+        """Whether this is the process whose accounts these are, and not one that it forked."""
+
+    @property
+    def here(self) -> bool:
+        """Whether accounts are kept: in the process whose they are, and as long as all is well."""
+
+    def enter(self, owner: Owner) -> None:
+        """From now on what is started belongs to *owner*."""
+
+    def leave(self, owner: Owner) -> None:
+        """*owner*'s time is over for now; it may come again."""
+
+    def has_left(self, owner: Owner) -> bool:
+        """Whether *owner* has processes, now that its time is over."""
+
+    def end(self, owner: Owner) -> list[Leak]:
+        """*owner* is over: what of it still lives, now killed. Its processes have a moment to end by themselves."""
+
+    def close(self) -> None:
+        """The session is over."""
+
+
+class Book:
+    """The `Accounts` of one pytest process on Linux: who stands where.
 
     Args:
         ground: what pytest stands on.
@@ -97,31 +134,34 @@ class Book:
         self._origins.start()
 
     @property
+    def described(self) -> str:
+        return self.ground.described
+
+    @property
     def own(self) -> bool:
-        """Whether this is the process whose accounts these are, and not one that it forked."""
         return os.getpid() == self._pid
 
     @property
     def here(self) -> bool:
-        """Whether accounts are kept: in the process whose they are, and as long as all is well."""
         return os.getpid() == self._pid and self.trouble is None
 
     def _top(self) -> Owner:
         return self._stack[-1]
 
     def enter(self, owner: Owner) -> None:
-        """From now on what is started belongs to *owner*."""
         self.flush()
         self._stack.append(owner)
         self._living[owner] = None
 
     def leave(self, owner: Owner) -> None:
-        """*owner*'s time is over for now; it may come again."""
         self.flush()
         if self._stack[-1] is owner:
             self._stack.pop()
         elif owner in self._stack:
             self._stack.remove(owner)
+
+    def has_left(self, owner: Owner) -> bool:
+        return bool(owner.places)
 
     def flush(self) -> None:
         """Whoever stands beside pytest belongs to the one whose time it is."""
@@ -147,7 +187,6 @@ class Book:
         self._from_server = started
 
     def end(self, owner: Owner) -> list[Leak]:
-        """*owner* is over: what of it still lives, now killed. Its processes have a moment to end by themselves."""
         self._held = self._pool = None
         deadline = time.monotonic() + self._settle_seconds
         try:

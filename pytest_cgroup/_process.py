@@ -21,6 +21,8 @@ from .exceptions import ContainerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    import psutil
+
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: as many descriptors as we open at once, whatever there is to signal or to wait for: a soft limit may be 256
 _MOST_PIDFDS = 64
@@ -240,18 +242,18 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
         process = psutil.Process(pid)
         status = process.status()
         zombie = status == psutil.STATUS_ZOMBIE
-        age = _age_seconds(pid)
+        age = _age_seconds(process)
     except psutil.NoSuchProcess:
         return None
     with process.oneshot():
-        name = _ask(process.name) or "?"
-        argv = () if zombie else tuple(_ask(process.cmdline) or ())
-        memory = None if zombie else _ask(process.memory_info)
+        name = ask(process.name) or "?"
+        argv = () if zombie else tuple(ask(process.cmdline) or ())
+        memory = None if zombie else ask(process.memory_info)
         ports = () if zombie else _listening_ports(process)
         return Leak(
             pid=pid,
             argv=argv or (f"[{name}]",),
-            cwd=None if zombie else _ask(process.cwd),
+            cwd=None if zombie else ask(process.cwd),
             age_seconds=age,
             rss_bytes=memory.rss if memory else None,
             owner=owner,
@@ -261,15 +263,18 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
         )
 
 
-def _age_seconds(pid: int) -> float | None:
+def _age_seconds(process: psutil.Process) -> float | None:
     """From the start in clock ticks since boot: psutil adds those to a time of boot in whole seconds."""
-    identity = ProcessId.of(pid)
+    if not hasattr(time, "CLOCK_BOOTTIME"):  # not Linux
+        return round(max(0.0, time.time() - process.create_time()), 3)
+    identity = ProcessId.of(process.pid)
     if identity is None:
         return None
     return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start_time / os.sysconf("SC_CLK_TCK")), 3)
 
 
-def _ask(method: Callable[[], Any]) -> Any:
+def ask(method: Callable[[], Any]) -> Any:
+    """What a method of psutil's says; None where it may not, or the process is gone."""
     import psutil
 
     try:
@@ -282,17 +287,17 @@ def _listening_ports(process: object) -> tuple[int, ...]:
     from socket import SOCK_DGRAM  # psutil has it loaded
 
     connections = getattr(process, "net_connections", None) or process.connections  # type: ignore[attr-defined]
-    found = _ask(connections) or ()
+    found = ask(connections) or ()
     # a UDP socket that is bound and not connected waits for whoever comes, too
     listening = [c for c in found if c.status == "LISTEN" or (c.type == SOCK_DGRAM and c.laddr and not c.raddr)]
     return tuple(sorted({c.laddr.port for c in listening}))
 
 
 def _parent_chain(process: object, until: int) -> Iterator[str]:
-    for parent in _ask(process.parents) or ():  # type: ignore[attr-defined]
+    for parent in ask(process.parents) or ():  # type: ignore[attr-defined]
         if parent.pid in (until, 0):
             return
-        yield f"{_ask(parent.name) or '?'}[{parent.pid}]"
+        yield f"{ask(parent.name) or '?'}[{parent.pid}]"
 
 
 def fork() -> int:

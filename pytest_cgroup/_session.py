@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._backends import Backend
     from ._host import Host
     from ._leak_report import LeakReport
+    from ._owners import Accounts
 
 
 class Session:
@@ -63,8 +64,7 @@ class Session:
         if not plugins.has_plugin("cgroup-trouble"):
             plugins.register(TroubleTeller(), "cgroup-trouble")
         if sys.platform != "linux":
-            for item in contained:
-                decide(item, self.settings, None)
+            self._decide(contained, None)
             return
         if (why := self._impossible()) is not None:
             for item in contained:
@@ -73,17 +73,20 @@ class Session:
         from ._runner import Runner
 
         host, backend = self._use()
+        self._decide(contained, backend)
+        if not plugins.has_plugin("cgroup-runner"):
+            plugins.register(Runner(self.config, host, backend), "cgroup-runner")
+
+    def _decide(self, contained: list[pytest.Item], backend: Backend | None) -> None:
         for item in contained:
             decide(item, self.settings, backend)
         if any(shared_key in item.stash for item in contained):
             self._watch_leaks()
-        if not plugins.has_plugin("cgroup-runner"):
-            plugins.register(Runner(self.config, host, backend), "cgroup-runner")
 
     def _watch_leaks(self) -> None:
         """Look for leaks in place. xdist's controller runs no tests: it only tells what the workers found."""
         plugins = self.config.pluginmanager
-        if plugins.has_plugin("cgroup-leak-report") or sys.platform != "linux":
+        if plugins.has_plugin("cgroup-leak-report"):
             return
         from ._leak_report import LeakReport
 
@@ -94,6 +97,17 @@ class Session:
 
     def _watch_leaks_here(self, report: LeakReport) -> None:
         from ._leaks import LeakWatch
+
+        policy = None if self.settings.process_leaks == "off" else self.settings.process_leaks
+        self.config.pluginmanager.register(LeakWatch(self._accounts(), policy, report), "cgroup-leaks")
+
+    def _accounts(self) -> Accounts:
+        """Who owns which process, from now on."""
+        settings = self.settings
+        if sys.platform != "linux":
+            from ._elsewhere import Descendants
+
+            return Descendants(settings.settle_seconds, settings.ignore, keep_pools=settings.keep_pools)
         from ._owners import Book
         from ._shared import open_ground
 
@@ -101,16 +115,13 @@ class Session:
             host, backend = self._use()
         except (CgroupError, OSError) as error:
             raise pytest.UsageError(f"--process-leaks: {error}") from error
-        settings = self.settings
-        book = Book(
+        return Book(
             open_ground(host.placement.session if backend.name == "cgroup" else None),
             root=str(self.config.rootpath),
             settle_seconds=settings.settle_seconds,
             ignore=settings.ignore,
             keep_pools=settings.keep_pools,
         )
-        policy = None if settings.process_leaks == "off" else settings.process_leaks
-        self.config.pluginmanager.register(LeakWatch(book, policy, report), "cgroup-leaks")
 
     def _impossible(self) -> str | None:
         """Why no test at all can be contained here."""

@@ -2,6 +2,8 @@
 
 What this project uses and Python does not have there is taken away: modules, functions, constants. As a plugin of
 pytest's (``-p elsewhere``, before ours) it leaves alone what pytest itself has imported by then.
+
+psutil is the real platform's: it is imported before anything is taken away, and keeps the modules as they are now.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import sys
 import time
 from collections.abc import Sequence
 from types import ModuleType
+
+import psutil
 
 SYSTEM = os.environ["ELSEWHERE"]
 
@@ -65,6 +69,19 @@ def take_away(names: dict[ModuleType, tuple[str, ...]]) -> None:
                 delattr(module, attribute)
 
 
+def keep_for(package: str, modules: Sequence[ModuleType]) -> None:
+    """Give what is imported of *package* copies of *modules*, which nothing is taken from."""
+    copies = {module: ModuleType(module.__name__) for module in modules}
+    for module, copy in copies.items():
+        vars(copy).update(vars(module))
+    for name, user in list(sys.modules.items()):
+        if name.partition(".")[0] == package:
+            for module, copy in copies.items():
+                if vars(user).get(module.__name__) is module:
+                    setattr(user, module.__name__, copy)
+
+
+keep_for(psutil.__name__, list(NOT_ON_MACOS))
 take_away(NOT_ON_MACOS)
 absent = ["pytest_cgroup._runner"]  # what runs contained tests must not even be looked for
 if SYSTEM == "win32":
