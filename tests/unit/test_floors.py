@@ -21,7 +21,7 @@ _refusal _cgroup_v1 _cgroup _lacking _systemd _placement
 _steps _identity _namespaces
 _environment _remedies _host _reaper
 
-_guard _backends _doctor _entry _container _daemon _recover
+_guard _backends _doctor _entry _container _launcher _popen _watcher _run _station _library _daemon _recover
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
 _judge _child _contained _frames _runner
