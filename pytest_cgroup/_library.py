@@ -436,6 +436,8 @@ class Container:
         self._cause = cause
         assert self._tree is not None
         self._tree.kill(KILL_SECONDS)
+        with self._starting:  # who was on the way in has arrived
+            self._tree.kill(KILL_SECONDS)
 
     def stop(self, grace: float | None = None) -> Outcome:
         """End it: SIGTERM to all, SIGKILL after *grace* seconds to who is still there; no longer than needed."""

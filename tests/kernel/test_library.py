@@ -261,7 +261,7 @@ def test_a_forked_child_has_containers_of_its_own(backend: str) -> None:
 
 
 def test_its_deadline(backend: str) -> None:
-    with Container(backend=backend, timeout=0.3) as container:
+    with Container(backend=backend, timeout=1.5) as container:
         process = stubborn(container)
         assert process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
         with pytest.raises(ContainerError, match="was killed: timeout"):
