@@ -1,14 +1,24 @@
 """Containers for tests: every test, and every process it starts, in a cgroup and namespaces of its own."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ._outcome import Leak, Outcome, Usage
 from ._spec import Spec
 from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
+
+if TYPE_CHECKING:
+    from ._library import Container
+    from ._run import Completed
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CgroupError",
+    "Completed",
     "ContainedWarning",
+    "Container",
     "ContainerError",
     "Leak",
     "NotOffered",
@@ -17,3 +27,16 @@ __all__ = [
     "SpecError",
     "Usage",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The library is imported when it is first asked for: a run of pytest without a container has no use for it."""
+    if name == "Container":
+        from ._library import Container
+
+        return Container
+    if name == "Completed":
+        from ._run import Completed
+
+        return Completed
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

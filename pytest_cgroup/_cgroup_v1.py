@@ -56,7 +56,22 @@ def _size(text: str) -> str:
 
 def _memory_max(directories: Directories, value: str) -> str:
     directory = directories["memory"]
-    return _size(_write(f"{directory}/memory.limit_in_bytes", "-1" if value == "max" else value))
+    path, value = f"{directory}/memory.limit_in_bytes", "-1" if value == "max" else value
+    try:
+        return _size(_write(path, value))
+    except ContainerError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    _make_room_above(directory, value)
+    return _size(_write(path, value))
+
+
+def _make_room_above(directory: str, value: str) -> None:
+    """memory.memsw is never below memory.max: where that is raised above it, it goes up first, by as much."""
+    with contextlib.suppress(OSError):  # without swap accounting there is none
+        memory, both = (int(read_file(f"{directory}/memory.{kind}limit_in_bytes")) for kind in ("", "memsw."))
+        room = value if value == "-1" else str(int(value) + both - memory)
+        _write(f"{directory}/memory.memsw.limit_in_bytes", room)
 
 
 def _memory_swap_max(directories: Directories, value: str) -> str:

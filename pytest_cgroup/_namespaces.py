@@ -41,6 +41,7 @@ __all__ = [
     "Namespaces",
     "drop_privileges",
     "enter_user_namespace",
+    "follow",
     "look_up",
     "rejoin_pid",
     "set_up",
@@ -236,6 +237,29 @@ def set_up(ns: Namespaces) -> None:
     if ns.time:  # unshare moves only children to a new time namespace
         with step("can't enter the new time namespace", "setns", "/proc/self/ns/time_for_children"):
             _setns("/proc/self/ns/time_for_children", sc.CLONE_NEWTIME)
+
+
+def follow(pid: int, ns: Namespaces) -> None:
+    """Step into those of *ns* that the child *pid* has set up, all but its pid and user namespaces.
+
+    For a process with one thread and CAP_SYS_ADMIN over them, as the parent of *pid* in one user namespace has. It
+    keeps the root directory that *pid* has, and loses its working directory.
+
+    Raises:
+        ContainerError: the kernel refused one.
+    """
+    flags = ns.clone_flags
+    with ExitStack() as stack, step("can't follow into the namespaces", "setns", f"/proc/{pid}/ns"):
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY)
+        stack.callback(os.close, root)
+        kinds = {flag: os.open(f"/proc/{pid}/ns/{short}", os.O_RDONLY) for _, flag, short in _KINDS if flags & flag}
+        for fd in kinds.values():
+            stack.callback(os.close, fd)
+        for flag, fd in kinds.items():
+            sc.setns(fd, flag)
+        if flags & sc.CLONE_NEWNS:
+            os.chdir(root)
+            os.chroot(".")  # setns took us to the root of the mounts, which is not ours in a chroot
 
 
 # --- mounts ---

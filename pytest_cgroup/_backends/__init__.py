@@ -48,6 +48,15 @@ class Tree(Protocol):
     def started(self, root: int) -> None:
         """In the parent: *root* is the pid whose descendants (or itself) the container holds."""
 
+    def doors(self) -> list[int]:
+        """Where somebody else forks the processes: descriptors that each of them joins by, with a "0" into each."""
+
+    def affinity(self) -> set[int] | None:
+        """The CPUs that such a process binds itself to, where nothing else holds it there."""
+
+    def held_by(self, root: int, apart: frozenset[int]) -> None:
+        """Such processes, and nothing of ours, are below *root*; *apart* are there for the container's sake."""
+
     def ended(self, rusage: dict[str, float]) -> None:
         """In the parent: what the reaper, if there is one, measured of all that it waited for."""
 
@@ -62,6 +71,19 @@ class Tree(Protocol):
 
     def kill(self, timeout: float) -> bool:
         """Kill everything, and wait; whether nothing is left after *timeout* seconds."""
+
+    def freeze(self) -> None:
+        """Stop every process where it stands, until `thaw`. A frozen container can be killed."""
+
+    def thaw(self) -> None:
+        """Let them go on."""
+
+    def change(self, spec: Spec) -> None:
+        """Set the limits of *spec*, and no other, on the living container; read back into `limits`.
+
+        Raises:
+            ContainerError: the kernel refused one.
+        """
 
     def usage(self) -> Usage:
         """What was used so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import time
@@ -107,6 +108,16 @@ class CgroupTree:
         if self._limits_memory():
             self._listen()
 
+    def change(self, spec: Spec) -> None:
+        swap = spec.memory is not None and "swap" in self.limits
+        if spec.memory == "max" and spec.swap is None:
+            spec = dataclasses.replace(spec, swap="max")
+        for field, value in _limits(spec, swap=swap):
+            if field != "oom_group":
+                self.limits[field] = self._set(field, value)
+        if self.oom_fd is None and self._limits_memory():
+            self._listen()
+
     def _set(self, field: str, value: str) -> str:
         file = LIMIT_FILES[field]
         in_force = self.cgroup.set(file, value)
@@ -152,6 +163,15 @@ class CgroupTree:
     def started(self, root: int) -> None:
         self._close_procs()
 
+    def doors(self) -> list[int]:
+        return self._procs
+
+    def affinity(self) -> set[int] | None:
+        return None
+
+    def held_by(self, root: int, apart: frozenset[int]) -> None:
+        """The cgroup knows who is in it."""
+
     def ended(self, rusage: dict[str, float]) -> None:
         """The cgroup counts better: whoever was born in it, waited for or not."""
 
@@ -166,6 +186,12 @@ class CgroupTree:
 
     def kill(self, timeout: float) -> bool:
         return self.cgroup.kill_until_empty(timeout)
+
+    def freeze(self) -> None:
+        self.cgroup.freeze()
+
+    def thaw(self) -> None:
+        self.cgroup.thaw()
 
     def usage(self) -> Usage:
         return self.cgroup.usage()

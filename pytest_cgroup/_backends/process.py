@@ -93,6 +93,8 @@ class ProcessTree:
         self._cpuset = cpuset
         self._root = 0
         self._cookie = str(this_process())  # in the child it is another one
+        self._apart: frozenset[int] = frozenset()
+        self._shares_memory = True
         # A forked test shares pytest's pages until one of the two writes them: those are not what the test uses.
         # The proportional shares of all who share them add up to what there was before the fork, and what is new.
         self._before = _memory_bytes(os.getpid(), 0) if memory else 0
@@ -102,14 +104,24 @@ class ProcessTree:
 
     def join(self) -> None:
         os.environ[COOKIE] = self._cookie
-        if self._cpuset is not None:
-            os.sched_setaffinity(0, _cpus(self._cpuset))
+        if (cpus := self.affinity()) is not None:
+            os.sched_setaffinity(0, cpus)
 
     def part(self) -> None:
         """There is nothing to make cheaper."""
 
     def started(self, root: int) -> None:
         self._root = root
+
+    def doors(self) -> list[int]:
+        return []
+
+    def affinity(self) -> set[int] | None:
+        return None if self._cpuset is None else _cpus(self._cpuset)
+
+    def held_by(self, root: int, apart: frozenset[int]) -> None:
+        self._root, self._apart = root, apart
+        self._shares_memory, self._before = False, 0
 
     def ended(self, rusage: dict[str, float]) -> None:
         """What the reaper measured of everything it waited for (getrusage(2), RUSAGE_CHILDREN)."""
@@ -119,7 +131,7 @@ class ProcessTree:
         """None only if there is none: who ended while the table was read may have had children, now the reaper's."""
         ended: set[int] = set()
         while True:
-            found = descendants(self._root)
+            found = [pid for pid in descendants(self._root) if pid not in self._apart]
             living = [pid for pid in found if (fields := stat_fields(pid)) and fields[0] not in ("Z", "X")]
             if living or ended.issuperset(found):
                 return living
@@ -146,6 +158,21 @@ class ProcessTree:
             if time.monotonic() >= deadline:
                 return not self.pids()
         return True
+
+    def freeze(self) -> None:
+        """Until all that there are have been told: who is not stopped yet may fork meanwhile."""
+        told: set[int] = set()
+        while not told.issuperset(pids := self.pids()):
+            self.signal(signal.SIGSTOP)
+            told.update(pids)
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def change(self, spec: Spec) -> None:
+        if spec.memory is not None:
+            self._memory = spec.memory if isinstance(spec.memory, int) else None
+            self.watch_interval = None if self._memory is None else _WATCH_SECONDS
 
     def out_of_memory(self) -> bool:
         return False
@@ -175,7 +202,7 @@ class ProcessTree:
     def over_limit(self) -> bool:
         if self._memory is None:
             return False
-        everybody = {os.getpid(), self._root, *self.pids()}
+        everybody = {os.getpid(), self._root, *self.pids()} if self._shares_memory else set(self.pids())
         used = max(0, sum(_memory_bytes(pid, self._before) for pid in everybody) - self._before)
         self._peak = max(self._peak or 0, used)
         self._exceeded = self._exceeded or used > self._memory

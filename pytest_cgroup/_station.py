@@ -1,0 +1,103 @@
+"""What the containers of one process share: its host, its backends and its launcher, each found on first use."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from . import _backends
+from ._host import Host
+
+if TYPE_CHECKING:
+    from ._backends import Backend
+    from ._popen import Launcher
+
+
+class Station:
+    """Made by `station`, once a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._host: Host | None = None
+        self._backends: dict[str, Backend] = {}
+        self._launcher: tuple[Launcher, tuple[int, ...]] | None = None
+        self._count = 0
+
+    def backend(self, name: str) -> tuple[Host, Backend]:
+        """The backend *name*, "auto" for the highest rung that works here.
+
+        Raises:
+            NotOffered: it does not work here.
+        """
+        with self._lock:
+            if self._host is None:
+                self._host = Host()
+            if name not in self._backends:
+                self._backends[name] = _backends.choose(self._host, name)
+            return self._host, self._backends[name]
+
+    def launcher(self) -> Launcher:
+        """The first launcher. What it forks is in its session and process group: one that moved on has another."""
+        from ._popen import Launcher
+
+        with self._lock:
+            place = os.getsid(0), os.getpgid(0), os.getuid(), os.geteuid()
+            if self._launcher is not None and (self._launcher[1] != place or self._launcher[0].broken):
+                self._launcher[0].close()
+                self._launcher = None
+            if self._launcher is None:
+                self._launcher = Launcher.start(), place
+            return self._launcher[0]
+
+    def next_name(self, name: str) -> str:
+        """A name that no other container of this process has."""
+        with self._lock:
+            self._count += 1
+            return f"{self._count}-{name}"
+
+    def close(self) -> None:
+        """Give everything back; the next container finds it anew."""
+        with self._lock:
+            launcher, self._launcher = self._launcher, None
+            host, self._host = self._host, None
+            self._backends.clear()
+            if launcher is not None:
+                launcher[0].close()
+            if host is not None:
+                host.close()
+
+    def forget(self) -> None:
+        """In a forked child, where all of it is the parent's: its lock may be held by a thread that is not here."""
+        if self._launcher is not None:
+            self._launcher[0].forget()
+
+
+_station: Station | None = None
+
+
+def station() -> Station:
+    """This process's."""
+    global _station
+    if _station is None:
+        _station = Station()
+        atexit.register(_station.close)
+    return _station
+
+
+def close() -> None:
+    """Give back what containers took of the host, before this process ends."""
+    if _station is not None:
+        _station.close()
+
+
+def _after_fork() -> None:
+    global _station
+    if _station is not None:
+        atexit.unregister(_station.close)
+        _station.forget()
+        _station = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
