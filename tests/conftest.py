@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
-import tempfile
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -15,7 +13,7 @@ import pytest
 from pytest_cgroup._guard import NO_RECOVERY
 from pytest_cgroup._host import Host
 from tests.as_user import NoInterpreterError, OrdinaryUser, ordinary_user
-from tests.leftovers import Watch
+from tests.leftovers import Watch, one_recovery
 
 # Where it is known what the host offers (CI), a skip for the lack of it is a failure: a comma list, or "all".
 MUST_WORK = frozenset(re.findall(r"[^,\s]+", os.environ.get("PYTEST_CGROUP_MUST_WORK", "")))
@@ -72,9 +70,8 @@ def _nothing_left_behind() -> Iterator[None]:
 
 @pytest.fixture
 def no_other_recovery() -> Iterator[None]:
-    """Of the tests that leave a dead session behind, or clean up after one, one at a time: cleaning up is host-wide."""
-    with open(os.path.join(tempfile.gettempdir(), f"pytest-cgroup-tests-{os.geteuid()}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """For the tests that leave a dead session behind, or clean up after one."""
+    with one_recovery():
         yield
 
 

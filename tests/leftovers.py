@@ -9,11 +9,14 @@ A cgroup is ours by its name, and left behind when no living process owns it (`p
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import re
 import select
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -25,6 +28,14 @@ PATIENCE_SECONDS = 5.0  # a killed process is not gone at once; no test that lea
 # Started by the interpreter for itself, to stay until it ends: nobody's leftovers.
 _INTERPRETERS_OWN = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 _serial = itertools.count()
+
+
+@contextlib.contextmanager
+def one_recovery() -> Iterator[None]:
+    """Of the tests that leave a dead session behind, or clean up after one, one at a time: cleaning up is host-wide."""
+    with open(os.path.join(tempfile.gettempdir(), f"pytest-cgroup-tests-{os.geteuid()}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Watch:
@@ -55,6 +66,8 @@ class Watch:
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.02)
+            with one_recovery():  # a test beside this one may have left a dead session on purpose, for a moment
+                processes, cgroups = self._processes(), self._new_cgroups()
             lines = [_describe(process) for process in processes] + [f"cgroup {path}" for path in cgroups]
             for process in processes:
                 with contextlib.suppress(psutil.Error):
