@@ -28,10 +28,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import marshal
 import os
-import resource
 import select
 import signal
 import socket
@@ -40,6 +38,10 @@ import sys
 from typing import Any, NoReturn
 
 from . import _syscalls
+
+if sys.platform == "linux":  # the package imports elsewhere, too
+    import fcntl
+    import resource
 
 _HEADER = struct.Struct("=II")
 _INT = struct.Struct("=i")

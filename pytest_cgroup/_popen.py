@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -22,6 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from ._launcher import CWD, DOOR, ERRORS, NOT_ENTERED, TOLD, receive, send
 from .exceptions import ContainerError
+
+if sys.platform == "linux":  # the package imports elsewhere, too
+    import resource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -249,7 +251,7 @@ class Popen(subprocess.Popen[Any]):
                         "uid": uid,
                         "mask": set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
                         "ignored": _ignored() - (_RESTORED if restore_signals else set()),
-                        "rlimits": {limit: resource.getrlimit(limit) for limit in _RLIMITS},
+                        "rlimits": _rlimits(),
                         "entry": self._entry,
                     },
                     [fd for _, fd in wanted],
@@ -298,7 +300,11 @@ class Popen(subprocess.Popen[Any]):
 _CONSTANTS = subprocess.Popen._execute_child.__code__.co_consts  # type: ignore[attr-defined]
 #: what Python's reader takes for "the directory could not be entered": another word from 3.12 on
 _CHDIR = b"noexec:chdir" if "noexec:chdir" in _CONSTANTS else b"noexec"
-_RLIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+
+
+def _rlimits() -> dict[int, tuple[int, int]]:
+    numbers = {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+    return {limit: resource.getrlimit(limit) for limit in sorted(numbers)}
 
 
 def _ignored() -> set[int]:

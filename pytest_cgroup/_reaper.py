@@ -11,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
+import sys
 from typing import NoReturn
 
 from . import _syscalls
 from ._namespaces import enter_user_namespace, unshare_pid
 from ._process import fork
 from .exceptions import CgroupError, ContainerError
+
+if sys.platform == "linux":  # the package imports elsewhere, too
+    import resource
 
 #: the exit status of a process that could not enter the container
 NOT_ENTERED = 125

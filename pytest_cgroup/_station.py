@@ -100,4 +100,5 @@ def _after_fork() -> None:
         _station = None
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # the package imports elsewhere, too
+    os.register_at_fork(after_in_child=_after_fork)
