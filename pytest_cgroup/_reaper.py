@@ -54,8 +54,8 @@ def become_reaper(status: int) -> int:
             signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         return 0
-    with contextlib.suppress(OSError):  # a session's leader can't leave its group
-        os.setpgid(0, 0)  # what is sent to the group reaches the test by itself, and must not come twice
+    # It stays in the group of who forked it: from another one, the end of a child whose group is otherwise orphaned, as
+    # CI's often is, would have the kernel hang up the whole group if anybody in it is stopped (kill_orphaned_pgrp).
     reap(child, status)
 
 
