@@ -98,7 +98,7 @@ class Cgroup:
         """
         deadline = time.monotonic() + timeout
         trouble = None
-        for directory in self.directories:
+        for directory in reversed(self.directories):  # as `_recover` has it
             try:
                 _remove_tree(directory, deadline)
             except OSError as error:

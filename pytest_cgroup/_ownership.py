@@ -25,6 +25,7 @@ from ._process import ProcessId
 #: in a session's cgroup on v2: where pytest itself stands, and the guard
 LEAF = "main"
 COOKIE = "PYTEST_CGROUP_SESSION"
+UNSIGNED = "nothing proves that pytest-cgroup made it"
 _NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)(-\d+)?")
 _OWNER = re.compile(r"(\d+)-(\d+)@(\d+)-(\d+)")
 _ATTRIBUTES = ("user.pytest-cgroup", "trusted.pytest-cgroup")
@@ -107,7 +108,7 @@ def signature(directory: str) -> Signature | str:
         except (OSError, ValueError, TypeError, KeyError):
             continue
         return Signature(Owner(ProcessId(int(name[1]), int(name[2])), (pid_ns, time_ns)), enabled)
-    return "nothing proves that pytest-cgroup made it"
+    return UNSIGNED
 
 
 def is_session(name: str) -> bool:

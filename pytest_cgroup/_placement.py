@@ -112,8 +112,6 @@ class Placement:
             self.missing.setdefault("cgroup", Missing("no cgroup hierarchy is mounted here", _lacking.HOW))
             return
         self.session = Cgroup(unified, v1)
-        for path in self.session.directories:
-            sign(path)
         if unified and found.unified and found.mount:
             # the kernel's own root has no cgroup.type: what we see as "/" and has one is the root of a container
             self._in_private_root = found.mount.root == "/" and found.unified == found.mount.mount_point
@@ -233,6 +231,7 @@ class Placement:
             trouble = refused("cannot make a cgroup", error, path=path, operation="mkdir")
             self.missing[what] = self.missing["cgroup"] = _lacking.from_refusal(trouble, _lacking.HOW)
             return None
+        sign(path)  # at once: who is killed between the two leaves what nobody can tell for ours
         return path
 
     def _usable_cpuset_v1(self, directory: str) -> bool:

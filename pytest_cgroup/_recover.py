@@ -7,6 +7,10 @@ killed is what was in a container: all in the session's cgroup but the leaf ``ma
 started outside of any test; that goes back to where pytest came from, as at a clean end. Sessions that live,
 also inside of a dead one, stay as they are.
 
+A session is one, in however many hierarchies: a signature in any of them speaks for the directories of that name in
+the others, where the owner may have been killed before it signed. The signed are removed last, so that this is still
+so when who cleans up is killed.
+
 Several may do this at once: a cgroup that is gone, and a process that is gone, is what everybody wants.
 """
 
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING
 from ._cgroup import PREFIX, Cgroup
 from ._kernel_files import move_all, read_file, words, write_file
 from ._kernel_text import cgroup_mounts
-from ._ownership import LEAF, Signature, is_session, owner_of, signature
+from ._ownership import LEAF, UNSIGNED, Signature, is_session, owner_of, signature
 from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
 from .exceptions import CgroupError
 
@@ -76,7 +80,7 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
     """Kill what is in a dead session's containers, and remove its cgroup.
 
     Args:
-        trees: its cgroup in each hierarchy.
+        trees: its cgroup in each hierarchy, the signed ones first.
         enabled: the controllers that it enabled in the cgroup above.
         cleaned: what is done is told there.
     """
@@ -88,7 +92,7 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
             container.kill()
     for container in containers:
         _end_container(container, cleaned)
-    for tree in trees:
+    for tree in reversed(trees):
         _end_directory(tree, enabled, cleaned)
 
 
@@ -232,22 +236,35 @@ def _walk(top: str) -> Iterator[str]:
 def _end_the_dead(found: dict[str, list[Cgroup]]) -> Cleaned:
     cleaned = Cleaned()
     for trees in reversed(found.values()):  # inner ones first
-        ours: list[Cgroup] = []
-        enabled: tuple[str, ...] = ()
-        for tree in trees:
-            try:
-                signed = signature(tree.path)
-            except OSError:  # gone meanwhile
-                continue
-            if isinstance(signed, str):
-                cleaned.left[tree.path] = signed
-            elif signed.owner.is_dead:
-                ours.append(tree)
-                enabled = enabled or signed.enabled
-            elif signed.owner.is_dead is None:
+        signed, unsigned = _by_signature(trees, cleaned)
+        dead = [(tree, told) for tree, told in signed if told.owner.is_dead]
+        for tree, told in signed:
+            if told.owner.is_dead is None:
                 cleaned.left[tree.path] = "its owner is in another pid or time namespace, and may live"
-        end_session(ours, enabled, cleaned)
+        if not signed:
+            cleaned.left.update((tree.path, UNSIGNED) for tree in unsigned)
+        elif len(dead) == len(signed):
+            enabled = next((told.enabled for _, told in dead if told.enabled), ())
+            end_session([*(tree for tree, _ in dead), *unsigned], enabled, cleaned)
     return cleaned
+
+
+def _by_signature(trees: list[Cgroup], cleaned: Cleaned) -> tuple[list[tuple[Cgroup, Signature]], list[Cgroup]]:
+    """Those of *trees* that are signed, and those that could be the same session's; why others are not is told."""
+    signed: list[tuple[Cgroup, Signature]] = []
+    unsigned: list[Cgroup] = []
+    for tree in trees:
+        try:
+            told = signature(tree.path)
+        except OSError:  # gone meanwhile
+            continue
+        if isinstance(told, Signature):
+            signed.append((tree, told))
+        elif told == UNSIGNED:
+            unsigned.append(tree)
+        else:
+            cleaned.left[tree.path] = told
+    return signed, unsigned
 
 
 # processes without a cgroup

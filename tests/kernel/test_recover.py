@@ -183,6 +183,45 @@ def test_a_name_proves_nothing(stage: Cgroup, how: str) -> None:
         end(mine)
 
 
+@pytest.mark.usefixtures("signed")
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_signature_speaks_for_all_hierarchies(stage: Cgroup, proven: bool) -> None:
+    """Pytest, or who recovered, was killed between two of them."""
+    session, left = die_in(stage)
+    if len(session.directories) == 1:
+        pytest.skip("a matter of several hierarchies; this host has one")
+    for directory in session.directories[proven:]:
+        for name in os.listxattr(directory):
+            os.removexattr(directory, name)
+    cleaned = swept(stage)
+    assert (session.exists, left.alive) == (not proven, not proven)
+    assert {*cleaned.left} == (set() if proven else {*session.directories})
+    if not proven:
+        assert sign(session.path)
+        assert swept(stage).left == {}
+    assert not session.exists
+
+
+@pytest.mark.usefixtures("signed")
+def test_an_unsigned_one_of_a_session_that_lives(stage: Cgroup) -> None:
+    me = f"pytest-cgroup-{os.getpid()}-{identity(os.getpid()).start_time}"
+    made = stage.child(me)
+    made.make()
+    try:
+        assert sign(made.path)
+        assert swept(stage) == Cleaned()
+        assert made.exists
+    finally:
+        made.remove()
+
+
+@pytest.mark.usefixtures("signed")
+def test_what_is_signed_goes_last(stage: Cgroup) -> None:
+    """So that it is still known whose the rest is if who cleans up is killed as well."""
+    session, _ = die_in(stage)
+    assert swept(stage).removed == [*reversed(session.directories)]
+
+
 @pytest.mark.requires("root")
 @pytest.mark.usefixtures("signed")
 def test_another_users_is_left_and_reported(stage: Cgroup) -> None:
