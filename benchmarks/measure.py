@@ -95,6 +95,7 @@ def run(contender: Contender, timeout: float = 600) -> Run:
         (directory / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         (directory / "test_it.py").write_text(contender.source, encoding="utf-8")
         env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # who installs a package has it compiled
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()

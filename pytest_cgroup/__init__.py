@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ._outcome import Leak, Outcome, Usage
 from ._spec import Spec
 from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
 
 if TYPE_CHECKING:
     from ._library import Container
+    from ._outcome import Leak, Outcome, Usage
     from ._run import Completed
 
 __version__ = "0.1.0"
@@ -28,15 +29,17 @@ __all__ = [
     "Usage",
 ]
 
+#: where to find what is imported when it is first asked for: a run of pytest without a container has no use for it
+_LATER = {
+    "Completed": "_run",
+    "Container": "_library",
+    "Leak": "_outcome",
+    "Outcome": "_outcome",
+    "Usage": "_outcome",
+}
+
 
 def __getattr__(name: str) -> object:
-    """The library is imported when it is first asked for: a run of pytest without a container has no use for it."""
-    if name == "Container":
-        from ._library import Container
-
-        return Container
-    if name == "Completed":
-        from ._run import Completed
-
-        return Completed
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -241,9 +241,22 @@ def _layers(config: pytest.Config) -> tuple[Layer, ...]:
     return layers
 
 
-def wants_container(item: pytest.Item, settings: Settings) -> bool:
-    """Whether *item* is to run contained. Asked of every test of a run, so it does next to nothing."""
-    return settings.everything or item.get_closest_marker("contained") is not None
+def wanting_container(items: list[pytest.Item], settings: Settings) -> list[pytest.Item]:
+    """Those of *items* that are to run contained. Each parent is looked at once, for whoever marks no test."""
+    if settings.everything:
+        return items
+    known: dict[pytest.Collector, bool] = {}
+
+    def marked(node: pytest.Item | pytest.Collector) -> bool:
+        if node.own_markers and any(mark.name == "contained" for mark in node.own_markers):
+            return True
+        if (parent := node.parent) is None:
+            return False
+        if parent not in known:
+            known[parent] = marked(parent)
+        return known[parent]
+
+    return [item for item in items if marked(item)]
 
 
 def marker_layers(item: pytest.Item) -> list[Layer]:

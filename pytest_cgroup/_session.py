@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import Settings, Trouble, TroubleTeller, decide, shared_key, trouble_key, wants_container
+from ._config import Settings, Trouble, TroubleTeller, decide, shared_key, trouble_key, wanting_container
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Session:
 
     def prepare(self, items: list[pytest.Item]) -> None:
         """Decide for each item whether and how it is contained; the first one brings the machinery."""
-        contained = [item for item in items if wants_container(item, self.settings)]
+        contained = wanting_container(items, self.settings)
         if not contained:
             return
         plugins = self.config.pluginmanager
@@ -160,6 +160,9 @@ class Session:
 
     def summary(self, reporter: pytest.TerminalReporter) -> None:
         """The table of what was used, and what was killed."""
+        told = (getattr(report, "user_properties", ()) for reports in reporter.stats.values() for report in reports)
+        if self.settings.most is None and not any(told):  # no test was contained, here or in a worker
+            return
         from ._report import summary
 
         summary(reporter, self.settings.most, self._rung_of_workers)

@@ -51,8 +51,7 @@ class Kind(NamedTuple):
     allowed: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
+class Field(NamedTuple):
     """One field of `Spec`: ``kind`` in one word, ``parse`` raises ``ValueError``, ``kernel`` is the file or call."""
 
     name: str
@@ -282,7 +281,7 @@ def _chunks(text: str, where: str) -> Iterator[tuple[str, object]]:
         if text[position] == "," or text[position].isspace():
             position += 1
             continue
-        match = _CHUNK.match(text, position)
+        match = re.compile(_CHUNK).match(text, position)
         if match is None:
             raise SpecError("text", text[position:], "has a value without a name", where=where, allowed=_TEXT_FORM)
         position = match.end()
@@ -299,7 +298,7 @@ def _chunks(text: str, where: str) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-_CHUNK: Final = re.compile(r"([^=,\s]+)(?:[ \t]*(=)[ \t]*)?")
+_CHUNK: Final = r"([^=,\s]+)(?:[ \t]*(=)[ \t]*)?"
 _TEXT_FORM: Final = "field=value, separated by commas or blanks"
 
 

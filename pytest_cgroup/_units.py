@@ -20,14 +20,15 @@ _LARGEST: Final = 2**63 - 1  # what the kernel's counters hold
 _LAST_CPU: Final = 65535
 _CORES_OF_A_MACHINE: Final = 8192  # CONFIG_NR_CPUS goes no higher
 
+# Texts, which re compiles and keeps when they are first used: most runs of pytest use none of them.
 _NUMBER: Final = r"([0-9]{1,19})(?:\.([0-9]{1,12}))?"
-_SIZE: Final = re.compile(rf"{_NUMBER}\s*([KMGTPE]?)(iB|i|B)?", re.IGNORECASE | re.ASCII)  # ASCII: U+212A is a K, too
-_PERCENT: Final = re.compile(rf"{_NUMBER}\s*%")
-_COUNT: Final = re.compile(r"[0-9]{1,19}")
-_CPUS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+_SIZE: Final = rf"(?ai){_NUMBER}\s*([KMGTPE]?)(iB|i|B)?"  # ASCII: U+212A is a K, too
+_PERCENT: Final = rf"{_NUMBER}\s*%"
+_COUNT: Final = r"[0-9]{1,19}"
+_CPUS: Final = r"([0-9]{1,5})(?:-([0-9]{1,5}))?"
 _DECIMAL: Final = r"([0-9]{1,18}(?:\.[0-9]{1,18})?)"
-_PLAIN: Final = re.compile(rf"{_DECIMAL}(?:[eE]([+-]?[0-9]{{1,3}}))?")
-_DURATION: Final = re.compile(
+_PLAIN: Final = rf"{_DECIMAL}(?:[eE]([+-]?[0-9]{{1,3}}))?"
+_DURATION: Final = (
     # one blank at most between two parts: a run of optional runs of blanks is slow to refuse
     rf"(?:{_DECIMAL} ?h)? ?(?:{_DECIMAL} ?m)? ?(?:{_DECIMAL} ?s)? ?(?:{_DECIMAL} ?ms)? ?(?:{_DECIMAL} ?us)?"
 )
@@ -50,7 +51,7 @@ def parse_count(value: object, low: int = 0, high: int = _LARGEST) -> int:
         text = value.strip()
         if re.fullmatch(r"-[0-9]+", text):
             raise ValueError("is negative")
-        if not _COUNT.fullmatch(text):
+        if not re.fullmatch(_COUNT, text):
             raise ValueError("is not a whole number")
         number = int(text)
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -78,10 +79,12 @@ def parse_size(value: object) -> int | str:
     if text.lower() == "max":
         return "max"
     if text.startswith("-"):
-        raise ValueError("is negative" if _SIZE.fullmatch(text[1:]) or _PERCENT.fullmatch(text[1:]) else "is no size")
-    if match := _PERCENT.fullmatch(text):
+        raise ValueError(
+            "is negative" if re.fullmatch(_SIZE, text[1:]) or re.fullmatch(_PERCENT, text[1:]) else "is no size"
+        )
+    if match := re.fullmatch(_PERCENT, text):
         return _percent(match[1], match[2] or "")
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text)
     if match is None:
         raise ValueError("is no size")
     whole, broken, suffix, tail = match[1], match[2] or "", match[3].upper(), (match[4] or "").lower()
@@ -163,7 +166,7 @@ def parse_cpuset(value: object) -> str:
 
 
 def _span(text: str) -> tuple[int, int]:
-    match = _CPUS.fullmatch(text)
+    match = re.fullmatch(_CPUS, text)
     if match is None:
         raise ValueError("names no CPU" if not text else "is no list of CPUs")
     first, last = int(match[1]), int(match[2] or match[1])
@@ -178,7 +181,7 @@ def parse_seconds(value: object) -> float:
     """Seconds: ``30``, ``1.5``, ``"500ms"``, ``"2m"``, ``"1h 30m"``, and what :func:`format_seconds` prints."""
     if isinstance(value, str):
         text = value.strip()
-        match = _DURATION.fullmatch(text)
+        match = re.fullmatch(_DURATION, text)
         if text and match is not None:
             return math.fsum(float(part) / of for part, of in zip(match.groups(), _IN_A_SECOND, strict=True) if part)
     return _number(value, "is no number of seconds")
@@ -188,9 +191,9 @@ def _number(value: object, reason: str) -> float:
     """A finite number that is not negative, from an int, a float, or the text of one."""
     if isinstance(value, str):
         text = value.strip()
-        if text.startswith("-") and _PLAIN.fullmatch(text[1:]):
+        if text.startswith("-") and re.fullmatch(_PLAIN, text[1:]):
             raise ValueError("is negative")
-        if not _PLAIN.fullmatch(text):
+        if not re.fullmatch(_PLAIN, text):
             raise ValueError(reason)
         number = float(text)
     elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -59,10 +59,9 @@ def choice_of(*words: str) -> Callable[[object], str]:
 
 def name_like(pattern: str, reason: str) -> Callable[[object], str]:
     """A parser of text that the whole ``pattern`` matches, in ASCII; refuses the rest with ``reason``."""
-    compiled = re.compile(pattern, re.ASCII)
 
     def parse(value: object) -> str:
-        if isinstance(value, str) and compiled.fullmatch(value):
+        if isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII):
             return value
         raise ValueError(reason)
 
