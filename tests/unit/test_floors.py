@@ -91,6 +91,8 @@ def faults(module: str, source: str, package: str = "pytest_cgroup") -> list[str
                 found.append(f"{line}: {name} is no module that stands on a floor")
             elif target != module and not there < place:
                 found.append(f"{line}: {name} is not below {module}")
+            if target == "_seam" != module and len(rest) > 1:
+                found.append(f"{line}: {name} is behind the face of _seam")
         if top == "ctypes" and module != "_syscalls":
             found.append(f"{line}: ctypes belongs in _syscalls")
         if top == "_pytest" and module != "_seam":
@@ -159,6 +161,8 @@ def test_there_are_modules_to_check() -> None:
         ("_cgroup", "from .nowhere import x", "no module that stands on a floor"),
         ("_namespaces", "def f():\n    import ctypes", "ctypes belongs"),
         ("plugin", "from _pytest.runner import runtestprotocol", "_pytest belongs"),
+        ("plugin", "from ._seam.junit import give_junit", "behind the face"),
+        ("plugin", "import pytest_cgroup._seam.junit", "behind the face"),
         ("_container", "import pytest", "below floor 3"),
         ("__init__", "from .plugin import pytest_configure", "not below"),
         ("_spec", "import psutil", "on the pure floor"),
@@ -193,3 +197,4 @@ def test_what_is_allowed_is_not_a_breach(module: str, source: str) -> None:
 def test_relative_import_in_a_subpackage() -> None:
     assert faults("_backends", "from .._cgroup import Cgroup\nfrom .process import X", "pytest_cgroup._backends") == []
     assert faults("_backends", "from .._container import Container", "pytest_cgroup._backends")
+    assert faults("_seam", "from _pytest.runner import x\nfrom .reports import y", "pytest_cgroup._seam") == []
