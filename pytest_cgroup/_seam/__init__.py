@@ -79,9 +79,16 @@ NEEDED = (
     ("_pytest.capture", "SysCapture.snap"),
     ("_pytest.capture", "TeeCaptureIO"),
     ("_pytest.capture", "CaptureManager.is_globally_capturing"),
+    ("_pytest.capture", "CaptureManager.item_capture"),
+    ("_pytest.capture", "CaptureManager.global_and_fixture_disabled"),
     ("_pytest._io", "TerminalWriter.width_of_current_line"),
+    ("_pytest.faulthandler", "fault_handler_stderr_fd_key"),
+    ("_pytest.junitxml", "xml_key"),
     ("_pytest.junitxml", "LogXML.node_reporter"),
     ("_pytest.junitxml", "LogXML.add_global_property"),
+    ("_pytest.logging", "caplog_records_key"),
+    ("_pytest.logging", "LoggingPlugin._runtest_for"),
+    ("_pytest.logging", "LoggingPlugin._log_cli_enabled"),
     ("_pytest.skipping", "xfailed_key"),
 )
 
