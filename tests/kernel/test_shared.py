@@ -14,7 +14,8 @@ import pytest
 from pytest_cgroup._host import Host
 from pytest_cgroup._kernel_text import membership
 from pytest_cgroup._process import ProcessId
-from pytest_cgroup._shared import Ground, ProcessGround, open_ground, settle
+from pytest_cgroup._shared import Ground, open_ground, settle
+from pytest_cgroup._shared.process import ProcessGround
 from tests.kernel.forked import forked
 
 LEAKER = Path(__file__).resolve().parents[1] / "programs" / "leaker.py"
@@ -172,7 +173,7 @@ def test_a_cgroup_made_by_what_was_started_is_seen() -> None:
     """A process that moved into a cgroup below is still here."""
 
     def check(ground: Ground) -> object:
-        from pytest_cgroup._shared import CgroupGround
+        from pytest_cgroup._shared.cgroup import CgroupGround
 
         assert isinstance(ground, CgroupGround)
         child = subprocess.Popen(["sleep", "120"])
@@ -192,7 +193,7 @@ def test_a_cgroup_made_by_what_was_started_is_seen() -> None:
 @pytest.mark.requires("cgroup")
 def test_an_empty_place_serves_again() -> None:
     def check(ground: Ground) -> object:
-        from pytest_cgroup._shared import CgroupGround
+        from pytest_cgroup._shared.cgroup import CgroupGround
 
         assert isinstance(ground, CgroupGround)
         for _ in range(20):
