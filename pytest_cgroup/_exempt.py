@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ._origins import command_line
-from ._process import stat_fields
+from ._process import comm, stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ def runs_helper(argv: Sequence[str]) -> bool:
 
 def named(pid: int, globs: Sequence[str]) -> bool:
     """Whether one of *globs* matches the command line as a shell shows it, or the name of the program."""
-    return bool(globs) and matches(command_line(pid), _comm(pid), globs)
+    return bool(globs) and matches(command_line(pid), comm(pid, gone=""), globs)
 
 
 def matches(argv: Sequence[str], name: str, globs: Sequence[str]) -> bool:
@@ -89,11 +89,3 @@ def fork_server_children() -> set[int]:
         for popen in popens
         if type(popen).__module__ == "multiprocessing.popen_forkserver" and popen.returncode is None
     }
-
-
-def _comm(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
-            return f.read().strip()
-    except OSError:
-        return ""

@@ -135,7 +135,7 @@ def own_zombies() -> dict[int, str]:
 
     That is the name of the program, without its arguments (proc_pid_comm(5)). They are left as they are.
     """
-    return {pid: _comm(pid) for pid in children() if is_zombie(pid)} if has_children() else {}
+    return {pid: comm(pid) for pid in children() if is_zombie(pid)} if has_children() else {}
 
 
 def family() -> dict[int, list[str]]:
@@ -151,15 +151,16 @@ def family() -> dict[int, list[str]]:
 
 
 def _named(pid: int) -> str:
-    return f"{_comm(pid)}[{pid}]"
+    return f"{comm(pid)}[{pid}]"
 
 
-def _comm(pid: int) -> str:
+def comm(pid: int, gone: str = "?") -> str:
+    """The name of its program (proc_pid_comm(5)); *gone* where the process is."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
             return f.read().strip()
     except OSError:
-        return "?"
+        return gone
 
 
 def pidfd_open(pid: int) -> int | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 
-import psutil
 import pytest
 
 from tests.e2e.inner import run
+from tests.e2e.leaving import is_alive, pid_of
 
 _LEAVE = """
 def leave(name, *argv):
@@ -19,16 +18,6 @@ def leave(name, *argv):
     return child
 """
 backends = pytest.mark.parametrize("backend", ["auto", "process"])
-
-
-def pid_of(pytester: pytest.Pytester, name: str) -> int:
-    return int(pytester.path.joinpath(f"{name}.pid").read_text())
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @backends

@@ -1,4 +1,4 @@
-"""Who asks for namespaces, and where they may put files."""
+"""Who asks for namespaces, where they may put files, and the cgroups that a test plays in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_cgroup._backends import choose
+from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
 from pytest_cgroup._namespaces import enter_user_namespace
 from pytest_cgroup.exceptions import ContainerError
@@ -55,6 +56,23 @@ def host() -> Iterator[Host]:
     found.capability("cgroup")
     yield found
     found.close()
+
+
+@pytest.fixture
+def v2(host: Host) -> None:
+    """Skip where it is not cgroup v2 alone."""
+    if host.placement.kind != "v2":
+        pytest.skip(f"a matter of pure cgroup v2; this host is {host.placement.kind}")
+
+
+@pytest.fixture
+def stage(host: Host) -> Iterator[Cgroup]:
+    """A cgroup that stands for the scope, service or login session that pytest is started in, with all there is."""
+    assert host.placement.session is not None
+    made = host.placement.session.child("stage")
+    made.make()
+    yield made
+    made.remove()
 
 
 @pytest.fixture(params=[pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])

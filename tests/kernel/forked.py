@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pytest_cgroup import _syscalls as sc
+from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
 
 T = TypeVar("T")
@@ -50,6 +51,16 @@ def forked(function: Callable[[], T]) -> T:
         value.add_note(trace)
         raise value
     return value  # type: ignore[no-any-return]
+
+
+def on(cgroup: Cgroup, function: Callable[[], T]) -> T:
+    """What *function* returns, or raises, in a child whose cgroup *cgroup* is."""
+
+    def first() -> T:
+        cgroup.adopt(0)
+        return function()
+
+    return forked(first)
 
 
 def _answer(function: Callable[[], object], writer: int) -> NoReturn:
@@ -115,6 +126,11 @@ class Who:
 
 def namespace(short: str) -> str:
     return os.readlink(f"/proc/self/ns/{short}")
+
+
+def words(path: str) -> list[str]:
+    """What a file of the kernel's lists."""
+    return Path(path).read_text().split()
 
 
 def mountinfo() -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -19,37 +18,11 @@ from pytest_cgroup._kernel_text import CgroupMount, own_directory
 from pytest_cgroup._placement import LEAF, Placement
 from pytest_cgroup.exceptions import ContainerError
 from tests.kernel.contain import Lab, nothing
-from tests.kernel.forked import become_ordinary, forked
-
-T = TypeVar("T")
+from tests.kernel.forked import become_ordinary, forked, on, words
 
 
 def where() -> str:
     return Path("/proc/self/cgroup").read_text()
-
-
-def words(path: str) -> list[str]:
-    return Path(path).read_text().split()
-
-
-@pytest.fixture
-def stage(host: Host) -> Iterator[Cgroup]:
-    """A cgroup that stands for the scope, service or login session that pytest is started in, with all there is."""
-    assert host.placement.session is not None
-    made = host.placement.session.child("stage")
-    made.make()
-    yield made
-    made.remove()
-
-
-def on(stage: Cgroup, function: Callable[[], T]) -> T:
-    """What *function* returns in a child whose cgroup *stage* is."""
-
-    def first() -> T:
-        stage.adopt(0)
-        return function()
-
-    return forked(first)
 
 
 @pytest.mark.requires("cgroup")
@@ -94,12 +67,6 @@ def test_a_container_in_it(stage: Cgroup) -> None:
     if not stage.controllers:
         assert set(controllers) == set(_controllers(stage)) & {"memory", "pids", "cpu", "cpuset", "io"}
         assert not set(missing) & set(controllers)
-
-
-@pytest.fixture
-def v2(host: Host) -> None:
-    if host.placement.kind != "v2":
-        pytest.skip(f"a matter of pure cgroup v2; this host is {host.placement.kind}")
 
 
 @pytest.mark.requires("cgroup")

@@ -21,30 +21,16 @@ from pytest_cgroup._kernel_files import write_file
 from pytest_cgroup._lacking import TAKE_OVER, empty_cpuset, not_delegated
 from pytest_cgroup._placement import LEAF, Placement
 from tests.kernel.contain import Lab, nothing
-from tests.kernel.forked import forked, refusal
+from tests.kernel.forked import forked, on, refusal, words
 
 T = TypeVar("T")
 MOUNT = "/sys/fs/cgroup"
 
 
-def words(path: str) -> list[str]:
-    return Path(path).read_text().split()
-
-
 @pytest.fixture
-def v2(host: Host) -> None:
-    if host.placement.kind != "v2":
-        pytest.skip(f"a matter of pure cgroup v2; this host is {host.placement.kind}")
-
-
-@pytest.fixture
-def stage(host: Host, v2: None) -> Iterator[Cgroup]:
-    """A cgroup that stands for the one that pytest is started in, with all that is delegated here."""
-    assert host.placement.session is not None
-    made = host.placement.session.child("stage")
-    made.make()
-    yield made
-    made.remove()
+def stage(v2: None, stage: Cgroup) -> Cgroup:
+    """On pure v2 only."""
+    return stage
 
 
 @pytest.fixture
@@ -57,16 +43,6 @@ def shell(stage: Cgroup) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def on(stage: Cgroup, function: Callable[[], T]) -> T:
-    """What *function* returns in a child whose cgroup *stage* is."""
-
-    def first() -> T:
-        stage.adopt(0)
-        return function()
-
-    return forked(first)
 
 
 def placed(**asked: Any) -> dict[str, Any]:

@@ -29,14 +29,10 @@ NOBODY = "pytest-cgroup-99999999-1"
 
 
 @pytest.fixture
-def stage(host: Host) -> Iterator[Cgroup]:
-    """A cgroup that stands for the one that pytest is started in."""
-    assert host.placement.session is not None
-    made = host.placement.session.child("stage")
-    made.make()
-    yield made
-    made.kill_until_empty(10)
-    made.remove()
+def stage(stage: Cgroup) -> Iterator[Cgroup]:
+    """What a test leaves in it ends."""
+    yield stage
+    stage.kill_until_empty(10)
 
 
 @pytest.fixture
@@ -61,18 +57,23 @@ def end(process: ProcessId) -> None:
     os.waitpid(process.pid, 0)
 
 
+def live_in(stage: Cgroup) -> tuple[Placement, Cgroup, Cgroup, ProcessId]:
+    """In a child: a session that is opened in *stage*, its cgroup, a container, and a process in that."""
+    stage.adopt(0)
+    placement = Placement(scope=False)
+    placement.open()
+    session = placement.session
+    assert session is not None
+    container = session.child("1-test")
+    container.make()
+    return placement, session, container, sleeper(container)
+
+
 def die_in(stage: Cgroup, prepare: Callable[[Cgroup], object] = lambda container: None) -> tuple[Cgroup, ProcessId]:
     """The session of an owner that died, and a process that it left in a container."""
 
     def owner() -> tuple[str | None, dict[str, str], ProcessId]:
-        stage.adopt(0)
-        placement = Placement(scope=False)
-        placement.open()
-        session = placement.session
-        assert session is not None
-        container = session.child("1-test")
-        container.make()
-        left = sleeper(container)
+        _, session, container, left = live_in(stage)
         prepare(container)
         return session.unified, session.controllers, left  # and now it dies, and has closed nothing
 
@@ -122,14 +123,7 @@ def test_with_what_the_test_made_in_it(stage: Cgroup) -> None:
 @pytest.mark.usefixtures("signed")
 def test_what_lives_is_not_touched(stage: Cgroup) -> None:
     def owner() -> bool:
-        stage.adopt(0)
-        placement = Placement(scope=False)
-        placement.open()
-        session = placement.session
-        assert session is not None
-        container = session.child("1-test")
-        container.make()
-        left = sleeper(container)
+        placement, session, container, left = live_in(stage)
         found = forked(lambda: swept(stage)) == Cleaned() and left.alive and session.exists
         end(left)
         container.remove()
@@ -261,11 +255,9 @@ def test_two_at_once(stage: Cgroup) -> None:
         assert (session.exists, left.alive) == (False, False)
 
 
-@pytest.mark.usefixtures("signed")
-def test_what_no_test_started_goes_back(stage: Cgroup, host: Host) -> None:
+@pytest.mark.usefixtures("signed", "v2")
+def test_what_no_test_started_goes_back(stage: Cgroup) -> None:
     """On cgroup v2 pytest stands in a leaf of its session, with what it starts: that is not in any container."""
-    if host.placement.kind != "v2":
-        pytest.skip(f"a matter of pure cgroup v2; this host is {host.placement.kind}")
     server = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         session, left = die_in(

@@ -66,6 +66,16 @@ def terminal(command: list[str], *options: str) -> list[str]:
     return ["systemd-run", *USER, "--quiet", "--scope", *options, "sh", "-c", f"{shlex.join(command)}; exit $?"]
 
 
+def pytest_in_a_terminal(directory: Path, source: str, *options: str) -> str:
+    """What a pytest says that runs *source* there; its files are in *directory*."""
+    directory.joinpath("pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    directory.joinpath("test_it.py").write_text(source)
+    run = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "--rootdir", str(directory), str(directory)]
+    done = subprocess.run(terminal([*run, *options]), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def service(command: list[str], *options: str) -> list[str]:
     """*command* in a service of its own, with a shell beside it."""
     shell = ["sh", "-c", f"{shlex.join(command)}; exit $?"]
@@ -161,8 +171,7 @@ def test_this_very_run_has_left_its_login_session() -> None:
 @pytest.mark.usefixtures("manager")
 def test_the_option_and_its_twin(tmp_path: Path) -> None:
     """And the limits hold: the control is the same run without a scope."""
-    tmp_path.joinpath("pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
-    tmp_path.joinpath("test_it.py").write_text(
+    source = (
         "import os, pytest, signal\n"
         "@pytest.mark.contained(memory='64M', expect='oom')\n"
         "def test_memory(): bytearray(256 << 20)\n"
@@ -172,19 +181,15 @@ def test_the_option_and_its_twin(tmp_path: Path) -> None:
         "        for _ in range(9):\n"
         "            if not os.fork(): signal.pause()\n"
     )
-    run = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
     for options, passed in ([], True), (["--cgroup-scope=no"], False), (["-o", "cgroup_scope=no"], False):
-        command = terminal([*run, *options])
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stdout
-        assert ("2 passed" in done.stdout) == passed, done.stdout
-        assert ("2 skipped" in done.stdout and "--cgroup-scope=no" in done.stdout) == (not passed), done.stdout
+        said = pytest_in_a_terminal(tmp_path, source, *options)
+        assert ("2 passed" in said) == passed, said
+        assert ("2 skipped" in said and "--cgroup-scope=no" in said) == (not passed), said
 
 
 @pytest.mark.usefixtures("manager")
 def test_one_scope_for_all_workers(tmp_path: Path) -> None:
-    tmp_path.joinpath("pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
-    tmp_path.joinpath("test_it.py").write_text(
+    source = (
         "import os, pathlib, pytest\n"
         "@pytest.mark.contained(pids=20)\n"
         "@pytest.mark.parametrize('x', range(8))\n"
@@ -192,9 +197,8 @@ def test_one_scope_for_all_workers(tmp_path: Path) -> None:
         "    worker = os.environ['PYTEST_XDIST_WORKER']\n"
         f"    pathlib.Path({str(tmp_path)!r}, f'{{worker}}-{{x}}').write_text(open('/proc/self/cgroup').read())\n"
     )
-    command = terminal([sys.executable, "-m", "pytest", "-n2", "-p", "no:cacheprovider", str(tmp_path)])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert "8 passed" in done.stdout, done.stdout
+    said = pytest_in_a_terminal(tmp_path, source, "-n2")
+    assert "8 passed" in said, said
     texts = {path.name.partition("-")[0]: path.read_text() for path in tmp_path.glob("gw*")}
     scopes = {re.findall(r"[^/]+\.scope", text)[-1] for text in texts.values()}
     assert len(texts) == 2, "both workers had a test"
