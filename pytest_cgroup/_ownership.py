@@ -6,8 +6,9 @@ by accident. So pytest signs it, with an extended attribute on the directory its
 needs no file anywhere. A directory without it, or of another user, is nobody we know, and is left alone.
 
 A pid is a number in one pid namespace, and a start time one of a time namespace: the signature says in which two they
-were taken, and who stands in others cannot say that the owner is dead. A boot id would tell nothing more, since no
-cgroup and no process outlives its kernel.
+were taken. Who stands in others can say that the owner is dead only from the initial pid namespace, where all processes
+are seen, if none of them is in those two and has that pid there: so goes what is left of a container whose init was
+killed, and the guard with it. A boot id would tell nothing more, since no cgroup and no process outlives its kernel.
 
 The process backend has no directory to sign. There each contained process gets an environment variable, with the same.
 """
@@ -25,6 +26,8 @@ from ._process import ProcessId
 #: in a session's cgroup on v2: where pytest itself stands, and the guard
 LEAF = "main"
 COOKIE = "PYTEST_CGROUP_SESSION"
+#: PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h
+_INITIAL_PID_NS = 0xEFFFFFFC
 UNSIGNED = "nothing proves that pytest-cgroup made it"
 _NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)(-\d+)?")
 _OWNER = re.compile(r"(\d+)-(\d+)@(\d+)-(\d+)")
@@ -46,9 +49,20 @@ class Owner:
     @property
     def is_dead(self) -> bool | None:
         """Whether it has ended, for certain; None where that can't be known from here."""
-        if self.namespaces != _own_namespaces():
-            return None
-        return not self.process.alive
+        own = _own_namespaces()
+        if self.namespaces == own:
+            return not self.process.alive
+        return True if own[0] == _INITIAL_PID_NS and not self._may_be_elsewhere() else None
+
+    def _may_be_elsewhere(self) -> bool:
+        """Whether a process has that pid in these namespaces, or in some that we may not see."""
+        nested = self.namespaces[0] != _INITIAL_PID_NS
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            numbers = _pids_of(pid)
+            may_be = numbers[-1:] == [self.process.pid] and (len(numbers) > 1) == nested
+            if may_be and _namespaces_of(pid) in (self.namespaces, None):
+                return True
+        return False
 
     @classmethod
     def parse(cls, text: str) -> Owner | None:
@@ -131,6 +145,25 @@ def owner_of(pid: int) -> Owner | None:
 
 def _own_namespaces() -> tuple[int, int]:
     return _inode("/proc/self/ns/pid"), _inode("/proc/self/ns/time")
+
+
+def _namespaces_of(pid: str) -> tuple[int, int] | None:
+    """None where they are not for us to see, as of a process with more capabilities."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino, _inode(f"/proc/{pid}/ns/time")
+    except PermissionError:
+        return None
+    except OSError:  # it has ended
+        return 0, 0
+
+
+def _pids_of(pid: str) -> list[int]:
+    """Its numbers in our pid namespace and in each one below, its own last (NSpid, proc_pid_status(5))."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+            return next(([int(word) for word in line.split()[1:]] for line in f if line.startswith("NSpid:")), [])
+    except OSError:  # it has ended
+        return []
 
 
 def _inode(path: str) -> int:
