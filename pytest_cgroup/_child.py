@@ -82,6 +82,7 @@ class Child:
         """Close our ends of the pipes; in the child they are the parent's."""
         if self._open:
             self._open = False
+            self.container.before_kill = _nothing  # which would keep both of us until the garbage is collected
             _close(self._pipe, self._stacks, self._go)
 
     @property
@@ -221,6 +222,7 @@ class Child:
         if self._debugging:
             self._set_debugging(False)
         if "report" in message:
+            _seam.share(self.item, message["report"])
             report = config.hook.pytest_report_from_serializable(config=config, data=message["report"])
             self._judge.positions = {name: max(0, int(message["positions"][name])) for name in ("out", "err")}
             _seam.restore(report, was_text=bool(message["was_text"]))
@@ -284,6 +286,9 @@ def _record_warning(item: pytest.Item, data: dict[str, Any]) -> None:
             "location": None,
         }
     )
+
+
+def _nothing() -> None: ...
 
 
 def _close(*fds: int | None) -> None:

@@ -183,6 +183,7 @@ class Contained:
         self._bend_hooks()
         if not frozen:
             gc.unfreeze()
+            workshop.collect_garbage()
         child.forked()
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: under this name a controller of pytest-xdist tells its workers who it is
 CONTROLLER = "pytest_cgroup_controller"
+#: containers between two collections of all garbage
+COLLECT_EVERY = 500
 _IDLE_PLUGINS = ("execnet", "xdist", "pytest_rerunfailures", "pytest_timeout")
 
 
@@ -49,6 +52,11 @@ class Workshop:
         """Close what was opened; in a forked child it is the parent's."""
         if self._output is not None and self.inside is None:
             self._output.close()
+
+    def collect_garbage(self) -> None:
+        """Now and then, as Python would: what was frozen is of the oldest generation after it, and was not counted."""
+        if self._count % COLLECT_EVERY == 0 and gc.isenabled():
+            gc.collect()
 
     @property
     def output(self) -> Output:

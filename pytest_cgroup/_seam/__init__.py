@@ -22,6 +22,7 @@ from .reports import (
     restore,
     restore_subtest,
     set_failed_subtests,
+    share,
 )
 from .scopes import (
     forget_outer_finalizers,
@@ -60,6 +61,7 @@ __all__ = [
     "set_terminal_line",
     "set_up_around",
     "set_up_higher_scopes",
+    "share",
     "shares_terminal",
     "take_junit",
     "tear_down_everything",

@@ -34,8 +34,10 @@ class Hooks:
         return hook
 
     def give_back(self) -> None:
-        """Let the session answer for itself again."""
+        """Let the session answer for itself again, and let go of what stood in for its hooks: it refers to us."""
         del vars(self._session)["gethookproxy"]
+        for name in [name for name in vars(self) if name.startswith("pytest_")]:
+            delattr(self, name)
 
 
 def protocol_owners(config: pytest.Config) -> list[object]:

@@ -213,3 +213,47 @@ def test_changes(tmp_path):
 def test_untouched(): assert state() == BEFORE
 """
     assert run(pytester, source).counts == {"passed": 2}
+
+
+@pytest.mark.parametrize("every", [3, 10**9])
+def test_pytests_garbage_is_collected(pytester: pytest.Pytester, every: int) -> None:
+    """What is frozen for the fork is never looked at again by Python itself: with the switch off it stays."""
+    source = f"""
+import gc, weakref
+from pytest_cgroup import _workshop
+_workshop.COLLECT_EVERY = {every}
+class Cycle:
+    def __init__(self):
+        self.me = self
+dead = []
+@pytest.fixture(scope="module", autouse=True)
+def make():
+    one = Cycle()
+    dead.append(weakref.ref(one))
+@contained
+@pytest.mark.parametrize("number", range(8))
+def test_it(number): pass
+def test_here():
+    assert (dead[0]() is None) == {every == 3}
+"""
+    assert run(pytester, source).counts == {"passed": 9}
+
+
+def test_a_container_leaves_no_garbage(pytester: pytest.Pytester) -> None:
+    """Of no class of ours: it would grow with the tests until somebody collects it."""
+    source = """
+import gc
+def ours():
+    return sorted(type(one).__name__ for one in gc.garbage if type(one).__module__.startswith("pytest_cgroup"))
+def test_before():
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+@contained
+@pytest.mark.parametrize("number", range(3))
+def test_it(number): pass
+def test_after():
+    gc.collect()
+    gc.set_debug(0)
+    assert ours() == []
+"""
+    assert run(pytester, source).counts == {"passed": 5}
