@@ -14,18 +14,18 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ._origins import command_line
-from ._process import stat_fields
+from ._process import lineage, stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 # They outlive the test that happened to need them first, and end with the interpreter.
-_INTERPRETERS_OWN = (
+_TRACKERS = (
     "*from multiprocessing.resource_tracker import main*",
-    "*from multiprocessing.forkserver import main*",
     "*resource_tracker import main; main(*",  # loky's
     "*-m loky.backend.resource_tracker*",
 )
+_INTERPRETERS_OWN = (*_TRACKERS, "*from multiprocessing.forkserver import main*")
 #: what starts helpers of its own by way of these packages
 PLUMBING = frozenset(("xdist",))
 
@@ -46,6 +46,16 @@ def runs_helper(argv: Sequence[str]) -> bool:
     """Whether that is the command line of such a helper."""
     line = shlex.join(argv)
     return any(fnmatchcase(line, pattern) for pattern in _INTERPRETERS_OWN)
+
+
+def outlives_pytest(pid: int, globs: Sequence[str]) -> bool:
+    """Whether the process is let be when pytest has been killed.
+
+    That is what *globs* name, with its children, and a resource tracker, which tidies up after pytest and ends.
+    """
+    line = shlex.join(command_line(pid))
+    tracker = any(fnmatchcase(line, pattern) for pattern in _TRACKERS)
+    return tracker or (bool(globs) and any(named(one, globs) for one in lineage(pid)))
 
 
 def named(pid: int, globs: Sequence[str]) -> bool:

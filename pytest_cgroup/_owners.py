@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from . import _exempt
 from ._held import held_pids
 from ._origins import Origins, new_list, trace
-from ._process import describe, stat_fields
+from ._process import describe, lineage, stat_fields
 from ._shared import ask_to_end, reap, settle
 from .exceptions import CgroupError
 
@@ -122,6 +122,7 @@ class Book:
         self._ignore = ignore
         self._keep_pools = keep_pools
         self._stack = [self.session]
+        self._watching = True
         self._living: dict[Owner, None] = {self.session: None}
         self._nobody = Owner("nobody", judged=False)
         self._from_server: set[int] = set()
@@ -152,6 +153,7 @@ class Book:
         self.flush()
         self._stack.append(owner)
         self._living[owner] = None
+        self._watch()
 
     def leave(self, owner: Owner) -> None:
         self.flush()
@@ -159,6 +161,17 @@ class Book:
             self._stack.pop()
         elif owner in self._stack:
             self._stack.remove(owner)
+        self._watch()
+
+    def _watch(self) -> None:
+        """What is started in a time that nobody judges may outlive pytest."""
+        if not self._stack or self._stack[-1].judged == self._watching or self.trouble is not None:
+            return
+        self._watching = self._stack[-1].judged
+        try:
+            self.ground.watch(self._watching)
+        except (CgroupError, OSError) as error:
+            self._give_up(error)
 
     def has_left(self, owner: Owner) -> bool:
         return bool(owner.places)
@@ -254,7 +267,7 @@ class Book:
             return self._nobody
         if self._pool is None:
             self._pool = _exempt.pool_workers() if self._keep_pools else set()
-        line = _line_of(pid)
+        line = lineage(pid)
         for one in line:
             if one in self._pool or _exempt.named(one, self._ignore):
                 return self._nobody
@@ -284,16 +297,6 @@ class Book:
         if not owner.places:
             owner.places.append(self.ground.new_place())
         return owner.places[0]
-
-
-def _line_of(pid: int) -> list[int]:
-    """The process and its parents, up to this process or the end."""
-    me, found = os.getpid(), []
-    while pid > 1 and pid != me and pid not in found:
-        found.append(pid)
-        fields = stat_fields(pid)
-        pid = int(fields[1]) if fields else 0
-    return found
 
 
 def _told(pid: int, traced: Traced | None, owner: Owner, me: int) -> Leak | None:

@@ -108,6 +108,7 @@ class Session:
             from ._elsewhere import Descendants
 
             return Descendants(settings.settle_seconds, settings.ignore, keep_pools=settings.keep_pools)
+        from ._guard import CONTROLLER, watch_over
         from ._owners import Book
         from ._shared import open_ground
 
@@ -115,8 +116,12 @@ class Session:
             host, backend = self._use()
         except (CgroupError, OSError) as error:
             raise pytest.UsageError(f"--process-leaks: {error}") from error
+        # before pytest stands where all is killed with it: the guard stands beside it
+        controller = getattr(self.config, "workerinput", {}).get(CONTROLLER)
+        watch_over(host, processes=backend.name == "process", controller=controller, in_place=settings.ignore)
+        announce = None if host.guard is None else host.guard.announce_fork
         return Book(
-            open_ground(host.placement.session if backend.name == "cgroup" else None),
+            open_ground(host.placement.session if backend.name == "cgroup" else None, announce),
             root=str(self.config.rootpath),
             settle_seconds=settings.settle_seconds,
             ignore=settings.ignore,
@@ -149,8 +154,8 @@ class Session:
     def prepare_worker(self, workerinput: dict[str, object]) -> None:
         """Tell a worker of pytest-xdist who this is: its guard ends it if we are killed."""
         if sys.platform == "linux" and os.path.exists("/proc/self/stat"):
+            from ._guard import CONTROLLER
             from ._ownership import this_process
-            from ._workshop import CONTROLLER
 
             workerinput[CONTROLLER] = str(this_process())
 

@@ -26,6 +26,7 @@ from . import _syscalls
 from ._cgroup import Cgroup
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts, membership, own_directory
+from ._ownership import PLACE, SHARED, executed_with, this_process
 from ._process import (
     ProcessId,
     children,
@@ -40,7 +41,8 @@ from .exceptions import CgroupError, ContainerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_COOKIE = "PYTEST_CGROUP_PLACE"
+#: before the mark of what is not to end with pytest
+_UNWATCHED = "unwatched:"
 #: as many empty places are kept for those who come next
 _SPARE = 4
 
@@ -87,6 +89,9 @@ class Ground(Protocol):
     def take_in(self, pid: int) -> None:
         """Have a process of another place stand here."""
 
+    def watch(self, on: bool) -> None:
+        """Whether what is started from now on is to end with pytest at the latest, or is nobody's business."""
+
     def leave(self) -> None:
         """pytest goes back to where it came from, and so does all that is left."""
 
@@ -105,7 +110,7 @@ class CgroupGround:
         self._v2 = session.unified is not None
         self._home = _own_cgroup(v2=self._v2)
         kinds = None if self._v2 else frozenset(("freezer",))
-        top = session.child("shared", kinds)
+        top = session.child(SHARED, kinds)
         self._top = Cgroup(top.unified) if self._v2 else top
         self._top.make()
         self._alone = f"{os.getpid()}\n".encode()
@@ -127,13 +132,15 @@ class CgroupGround:
 
         v1 answers from a list that may be a second old unless cgroup.procs is opened anew (pidlist_array_load).
         """
+        if not self._fds:
+            return False
         procs, directory = self._fds
         here = os.pread(procs, 64, 0) if self._v2 else read_file(f"{self._here.path}/cgroup.procs").encode()
         return here != self._alone or os.fstat(directory).st_nlink > 2
 
     def others(self) -> list[int]:
         me = os.getpid()
-        return [pid for pid in self._here.pids() if pid != me]
+        return [pid for pid in self._here.pids() if pid != me] if self._fds else []
 
     def hand_over(self) -> Place:
         left, self._here = self._here, self._empty()
@@ -144,7 +151,16 @@ class CgroupGround:
         return self._place(self._empty())
 
     def take_in(self, pid: int) -> None:
-        _move(self._here, pid)
+        if self._fds:
+            _move(self._here, pid)
+
+    def watch(self, on: bool) -> None:
+        """What stands below the session's cgroup is killed with pytest: what is nobody's is not born there."""
+        if not on:
+            self._home.adopt(0)
+            self._close()
+        elif not self._fds:
+            self._step(self._here)
 
     def leave(self) -> None:
         with contextlib.suppress(CgroupError):
@@ -240,17 +256,23 @@ class ProcessGround:
 
     Args:
         why: why it is not cgroups, where they were to be had.
+        announce: called in what is forked, to tell whoever cleans up after pytest: a fork bears no mark.
     """
 
     name = "process"
 
-    def __init__(self, why: str = "") -> None:
+    def __init__(self, why: str = "", announce: Callable[[], None] | None = None) -> None:
         self.described = "in the process table" + (f", since {why}" if why else "")
         self._was_reaper = _syscalls.set_child_subreaper(True)
         self._before = {identity for pid in descendants(os.getpid()) if (identity := ProcessId.of(pid))}
         self._places: list[ProcessPlace] = []
-        self._cookie_before = os.environ.get(_COOKIE)
+        self._cookie_before = os.environ.get(PLACE)
+        self._owner = this_process()
         self._serial = 0
+        self._watching = True
+        self._announce = announce
+        if announce is not None:
+            os.register_at_fork(after_in_child=self._forked)
         self._here = self._new()
         self._show_cookie()
 
@@ -278,12 +300,22 @@ class ProcessGround:
     def take_in(self, pid: int) -> None:
         self._here.take_in(pid)
 
+    def watch(self, on: bool) -> None:
+        if on != self._watching:
+            self._watching = on
+            self._show_cookie()
+
+    def _forked(self) -> None:
+        if self._watching and self._announce is not None:
+            self._announce()
+
     def leave(self) -> None:
+        self._announce = None
         _syscalls.set_child_subreaper(self._was_reaper)
         if self._cookie_before is None:
-            os.environ.pop(_COOKIE, None)
+            os.environ.pop(PLACE, None)
         else:
-            os.environ[_COOKIE] = self._cookie_before
+            os.environ[PLACE] = self._cookie_before
 
     def forget(self, pid: int) -> None:
         """No place has it any more."""
@@ -300,10 +332,10 @@ class ProcessGround:
 
     def _new(self) -> ProcessPlace:
         self._serial += 1
-        return ProcessPlace(self, f"{os.getpid()}.{self._serial}")
+        return ProcessPlace(self, f"{self._owner}.{self._serial}")
 
     def _show_cookie(self) -> None:
-        os.environ[_COOKIE] = self._here.cookie
+        os.environ[PLACE] = self._here.cookie if self._watching else _UNWATCHED + self._here.cookie
 
     def adopt_orphans(self) -> None:
         """What a place's processes have left to pytest belongs to that place."""
@@ -327,7 +359,7 @@ class ProcessGround:
     def _ancestral(self, pid: int) -> ProcessPlace | None:
         fields = stat_fields(pid)
         leaders = {int(field) for field in fields[2:4]} if fields else set()
-        cookie = _cookie_of(pid)
+        cookie = (executed_with(pid, PLACE) or "").removeprefix(_UNWATCHED)
         for place in self._places:  # pytest's own place is where it is new
             if place.cookie == cookie or not leaders.isdisjoint(place.pids_ever):
                 return place
@@ -386,16 +418,6 @@ def _start_time(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
-def _cookie_of(pid: int) -> str | None:
-    """What it inherited in its environment when it was executed (proc_pid_environ(5)); None without a cookie."""
-    prefix = _COOKIE.encode() + b"="
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as f:
-        for word in f.read().split(b"\0"):
-            if word.startswith(prefix):
-                return word[len(prefix) :].decode(errors="replace")
-    return None
-
-
 # how a place is emptied
 
 
@@ -419,11 +441,11 @@ def reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-def open_ground(session: Cgroup | None) -> Ground:
+def open_ground(session: Cgroup | None, announce: Callable[[], None] | None = None) -> Ground:
     """Cgroups below *session* where pytest can step into them, else the process table."""
     if session is None:
-        return ProcessGround()
+        return ProcessGround(announce=announce)
     try:
         return CgroupGround(session)
     except (CgroupError, OSError) as error:
-        return ProcessGround(str(error))
+        return ProcessGround(str(error), announce)

@@ -1,4 +1,4 @@
-"""--process-leaks under pytest-xdist: however the tests are distributed, and when a worker dies."""
+"""--process-leaks under pytest-xdist: however the tests are distributed."""
 
 from __future__ import annotations
 
@@ -35,25 +35,3 @@ def test_the_same_verdicts_however_tests_are_distributed(pytester: pytest.Pytest
         pid_of(pytester, "TestA"): ("fixture:server", "test_use"),
     }
     assert "test_clean" not in section(result)
-
-
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_worker_that_dies_takes_nobody_elses_leaks_along(pytester: pytest.Pytester, restarts: int) -> None:
-    """What it has told is told, and the worker that replaces it looks for leaks as well.
-
-    Without cgroups, since those of a worker that is killed stay.
-    """
-    source = """
-def test_before(): popen("before")
-def test_dies(): os.kill(os.getpid(), signal.SIGKILL)
-def test_after(): popen("after")
-def test_clean(): pass
-"""
-    result = watch(pytester, source, "--cgroup-backend=process", f"--max-worker-restart={restarts}", workers=1)
-    assert survivors(pytester) == {}
-    assert result.ret in (1, 2)
-    assert "worker 'gw0' crashed while running 'test_it.py::test_dies'" in result.text
-    text = section(result)
-    assert f"pid {pid_of(pytester, 'before')}: sleep 120" in text
-    assert ("test_it.py::test_after left behind 1 process:" in text) == (restarts == 1)
-    assert "test_dies" not in text

@@ -21,9 +21,10 @@ _refusal _cgroup_v1 _cgroup _ownership _lacking _systemd _placement
 _steps _identity _namespaces
 _environment _remedies _host _reaper
 
+_origins _exempt
 _recover _guard_process _guard _backends _doctor _clean _entry _container
 _launcher _popen _watcher _run _station _library _daemon
-_shared _origins _exempt _held _owners
+_shared _held _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
 _judge _child _contained _frames _runner
