@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ._spec import FIELDS, NEEDING, Spec, merge, parse_kwargs, parse_text
-from ._values import parse_grace
+from ._values import BELONGINGS, parse_grace
 from .exceptions import CgroupError, ContainedWarning, SpecError
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="a process whose command line or program matches is no leak; may be given more than once",
     )
     parser.addini("process_leaks_ignore", "as process-leaks-ignore, one a line", type="linelist", default=[])
+    option(
+        "--process-leaks-also",
+        f"what else is named that a test or a fixture leaves: {', '.join(BELONGINGS)} (default: nothing)",
+        metavar="KIND[,KIND…]",
+    )
     parser.addini("process_leaks_settle", "how long a process may take to end after its test (default: 100ms)")
     parser.addini(
         "process_leaks_pools",
@@ -167,6 +173,7 @@ class Settings:
         json: the file to write usage to, None for none.
         process_leaks: ``"off"``, ``"warn"`` or ``"fail"``: of tests that run in place.
         ignore: globs of processes that are no leaks.
+        also: what else is looked for, of `_values.BELONGINGS`.
         settle_seconds: how long they may take to end.
         keep_pools: whether the workers of a pool that is still held are no leaks.
 
@@ -179,6 +186,7 @@ class Settings:
         self.backend = _one_of(config, "cgroup_backend", _BACKENDS)
         self.process_leaks = _one_of(config, "process_leaks", _LEAKS)
         self.ignore = (*config.getini("process_leaks_ignore"), *(config.getoption("process_leaks_ignore") or ()))
+        self.also = _also(config)
         self.settle_seconds = _settle(config)
         self.keep_pools = _ini_one_of(config, "process_leaks_pools", _POOLS) == "keep"
         self.base = setting(config, "cgroup_base")[0] or None
@@ -214,6 +222,16 @@ def _ini_one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> s
     if value not in allowed:
         raise pytest.UsageError(f"ini {name}={value!r}: allowed: {', '.join(allowed)}")
     return value
+
+
+def _also(config: pytest.Config) -> tuple[str, ...]:
+    text, where = setting(config, "process_leaks_also")
+    kinds = tuple(re.findall(r"[^\s,]+", text or ""))
+    if wrong := [kind for kind in kinds if kind not in BELONGINGS]:
+        raise pytest.UsageError(f"{where}={text!r}: {wrong[0]!r}: allowed: {', '.join(BELONGINGS)}")
+    if kinds and sys.platform != "linux":
+        raise pytest.UsageError(f"{where}={text!r}: on Linux only; leave it out here")
+    return kinds
 
 
 def _settle(config: pytest.Config) -> float:

@@ -79,6 +79,11 @@ def pool_workers() -> set[int]:
     return found
 
 
+def pool_threads() -> set[Any]:
+    """The threads of concurrent.futures' executors: who is shut down ends them."""
+    return set(getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ()))
+
+
 def _workers(thread: Any) -> Iterator[int]:
     with contextlib.suppress(Exception):  # another version's thread may be anything
         executor = thread.executor_reference()

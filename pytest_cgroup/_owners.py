@@ -26,6 +26,7 @@ from .exceptions import CgroupError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ._belongings import Belongings
     from ._origins import Origin, Traced
     from ._outcome import Leak
     from ._shared import Ground, Place
@@ -105,6 +106,7 @@ class Book:
         settle_seconds: how long a process may take to end by itself after its owner.
         ignore: globs of what is nobody's leak.
         keep_pools: whether the workers of an executor that somebody still holds are nobody's leak.
+        also: what else is looked for, of `_values.BELONGINGS`.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Book:
         settle_seconds: float = 0.1,
         ignore: Sequence[str] = (),
         keep_pools: bool = True,
+        also: Sequence[str] = (),
     ) -> None:
         self.ground = ground
         self.session = Owner("session")
@@ -133,6 +136,11 @@ class Book:
         self.trouble: str | None = None
         self._origins = Origins(self._top, root)
         self._origins.start()
+        self._belongings: Belongings | None = None
+        if also:
+            from ._belongings import Belongings
+
+            self._belongings = Belongings(also, keep_pools=keep_pools)
 
     @property
     def described(self) -> str:
@@ -181,6 +189,8 @@ class Book:
         if self.trouble is not None:
             return
         self._origins.threads_belong_to(self._stack[-1])
+        if self._belongings is not None:
+            self._belongings.look(self._stack[-1])
         try:
             self._fetch_from_server()
             if self.ground.crowded() and self.ground.others():
@@ -214,17 +224,35 @@ class Book:
         if not owner.judged:
             self._let_be(places)
             return []
-        leaks: list[Leak] = []
+        leaks = self._other_things(owner, deadline)
         for place in places:
             try:
-                leaks += self._clear(place, owner, deadline - time.monotonic())
+                leaks[:0] = self._clear(place, owner, deadline - time.monotonic())
             except (CgroupError, OSError) as error:
                 self._give_up(error)
+        if self._belongings is not None and places:
+            self._belongings.look(self._nobody)  # the zombies that we made
+        return leaks
+
+    def _other_things(self, owner: Owner, deadline: float) -> list[Leak]:
+        """What is left beside processes. An orphan that pytest adopted, as no process else does, is no zombie of it."""
+        if self._belongings is None:
+            return []
+        left = self._belongings.left(owner, max(0.0, deadline - time.monotonic()))
+        started = {origin.pid: origin for origin in owner.origins}
+        leaks = []
+        for leak in left:
+            if leak.kind == "zombie" and (origin := started.get(leak.pid)) is not None:
+                leaks.append(dataclasses.replace(leak, owner=owner.name, started_at=origin.place))
+            elif leak.kind != "zombie" or self.ground.name == "cgroup":
+                leaks.append(dataclasses.replace(leak, owner=owner.name))
         return leaks
 
     def close(self) -> None:
         """pytest goes back to where it came from."""
         self._origins.stop()
+        if self._belongings is not None:
+            self._belongings.close()
         with contextlib.suppress(CgroupError, OSError):
             self.ground.leave()
 

@@ -126,6 +126,7 @@ class Session:
             settle_seconds=settings.settle_seconds,
             ignore=settings.ignore,
             keep_pools=settings.keep_pools,
+            also=settings.also,
         )
 
     def _impossible(self) -> str | None:

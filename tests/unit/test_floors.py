@@ -24,7 +24,7 @@ _environment _remedies _host _reaper
 _origins _exempt
 _recover _guard_process _guard _backends _doctor _clean _entry _container
 _launcher _popen _watcher _run _station _library _daemon
-_shared _held _owners
+_shared _held _belongings _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
 _judge _child _contained _frames _runner
