@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import Settings, Trouble, TroubleTeller, decide, shared_key, trouble_key, wants_container
+from ._config import Settings, Trouble, TroubleTeller, decide, lacks, shared_key, trouble_key, wants_container
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ class Session:
 
     def prepare(self, items: list[pytest.Item]) -> None:
         """Decide for each item whether and how it is contained; the first one brings the machinery."""
+        self._tell_of_lacking_limits(items)
         contained = [item for item in items if wants_container(item, self.settings)]
         if not contained:
             return
         plugins = self.config.pluginmanager
-        if not plugins.has_plugin("cgroup-trouble"):
-            plugins.register(TroubleTeller(), "cgroup-trouble")
+        self._tell_trouble()
         if sys.platform != "linux":
             self._decide(contained, None)
             return
@@ -76,6 +76,20 @@ class Session:
         self._decide(contained, backend)
         if not plugins.has_plugin("cgroup-runner"):
             plugins.register(Runner(self.config, host, backend), "cgroup-runner")
+
+    def _tell_trouble(self) -> None:
+        plugins = self.config.pluginmanager
+        if not plugins.has_plugin("cgroup-trouble"):
+            plugins.register(TroubleTeller(), "cgroup-trouble")
+
+    def _tell_of_lacking_limits(self, items: list[pytest.Item]) -> None:
+        """In a worker that was to have limits, and has none: what becomes of its tests is --cgroup-missing's matter."""
+        lacking = getattr(self.config, "workerinput", {}).get("pytest_cgroup_lacking")
+        if lacking is None:
+            return
+        self._tell_trouble()
+        for item in items:
+            lacks(item, self.settings, lacking)
 
     def _decide(self, contained: list[pytest.Item], backend: Backend | None) -> None:
         for item in contained:
@@ -151,6 +165,10 @@ class Session:
         if sys.platform == "linux" and self._host is None:
             with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
                 self._use()
+        if self.settings.limits_workers and self._host is not None and self._backend is not None:
+            from ._xdist import WorkerLimits
+
+            self.config.pluginmanager.register(WorkerLimits(self.config, self._host, self._backend), "cgroup-workers")
 
     def prepare_worker(self, workerinput: dict[str, object]) -> None:
         """Tell a worker of pytest-xdist who this is: its guard ends it if we are killed."""

@@ -105,6 +105,18 @@ def test_nothing_survives_xdist(stage: Stage, backend: str, victim: str) -> None
         assert f"pytest[{run.pytest}] was killed" in said
 
 
+@pytest.mark.requires("pids")
+@pytest.mark.parametrize("victim", ["worker", "controller"])
+def test_nothing_survives_a_limited_worker(root: Stage, victim: str) -> None:
+    arguments = ("-p", "xdist.plugin", "-n2", "--max-worker-restart=0", "-o", "contained_worker=pids=100")
+    with _watch(root, *arguments) as run:
+        worker = psutil.Process(run.pytest)
+        run.kill(run.pytest if victim == "worker" else run.controller)
+        assert run.survivors == []
+        assert not lives(worker)
+        assert cgroups_of(run.pytest) == cgroups_of(run.controller) == []
+
+
 @backends
 def test_what_is_named_by_the_user_outlives_pytest(root: Stage, backend: str) -> None:
     """And so does a resource tracker, which tidies up and ends; the others are killed."""
