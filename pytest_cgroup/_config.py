@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ._spec import FIELDS, NEEDING, Spec, merge, parse_kwargs, parse_text
-from ._values import parse_grace
+from ._values import BELONGINGS, parse_grace
 from .exceptions import CgroupError, ContainedWarning, SpecError
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ _SCOPE = ("auto", "no")
 _TAKE_OVER = ("no", "yes")
 _LEAKS = ("off", "warn", "fail")
 _POOLS = ("keep", "report")
+#: what a worker of pytest-xdist can be asked for: limits
+_OF_A_WORKER = (
+    *("memory", "swap", "memory_high", "oom_group", "pids", "cpu", "cpu_weight", "cpuset", "io", "io_weight"),
+    "controls",
+)
 #: what a test in place can be asked for; all else would be pytest's own
 _IN_PLACE = frozenset(("isolation", "leaks", "grace"))
 
@@ -107,10 +113,18 @@ def add_options(parser: pytest.Parser) -> None:
         help="a process whose command line or program matches is no leak; may be given more than once",
     )
     parser.addini("process_leaks_ignore", "as process-leaks-ignore, one a line", type="linelist", default=[])
+    option(
+        "--process-leaks-also",
+        f"what else is named that a test or a fixture leaves: {', '.join(BELONGINGS)} (default: nothing)",
+        metavar="KIND[,KIND…]",
+    )
     parser.addini("process_leaks_settle", "how long a process may take to end after its test (default: 100ms)")
     parser.addini(
         "process_leaks_pools",
         "workers of an executor that somebody still holds: keep (default), or report",
+    )
+    parser.addini(
+        "contained_worker", "limits of each worker of pytest-xdist, and of what it starts: memory=2G,pids=500"
     )
     option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
     option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
@@ -167,6 +181,8 @@ class Settings:
         json: the file to write usage to, None for none.
         process_leaks: ``"off"``, ``"warn"`` or ``"fail"``: of tests that run in place.
         ignore: globs of processes that are no leaks.
+        also: what else is looked for, of `_values.BELONGINGS`.
+        limits_workers: whether each worker of pytest-xdist gets limits of its own.
         settle_seconds: how long they may take to end.
         keep_pools: whether the workers of a pool that is still held are no leaks.
 
@@ -179,6 +195,7 @@ class Settings:
         self.backend = _one_of(config, "cgroup_backend", _BACKENDS)
         self.process_leaks = _one_of(config, "process_leaks", _LEAKS)
         self.ignore = (*config.getini("process_leaks_ignore"), *(config.getoption("process_leaks_ignore") or ()))
+        self.also = _also(config)
         self.settle_seconds = _settle(config)
         self.keep_pools = _ini_one_of(config, "process_leaks_pools", _POOLS) == "keep"
         self.base = setting(config, "cgroup_base")[0] or None
@@ -186,6 +203,9 @@ class Settings:
         self.take_over = _one_of(config, "cgroup_take_over", _TAKE_OVER) == "yes"
         self.json, self.json_from = setting(config, "resource_usage_json")
         self.layers = _layers(config)
+        self.limits_workers = bool(config.getini("contained_worker"))
+        if self.limits_workers:
+            worker_spec(config)
         if self.base is not None and self.backend == "process":
             raise pytest.UsageError("--cgroup-base with --cgroup-backend=process: that backend makes no cgroups")
         most, where = setting(config, "resource_usage")
@@ -214,6 +234,16 @@ def _ini_one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> s
     if value not in allowed:
         raise pytest.UsageError(f"ini {name}={value!r}: allowed: {', '.join(allowed)}")
     return value
+
+
+def _also(config: pytest.Config) -> tuple[str, ...]:
+    text, where = setting(config, "process_leaks_also")
+    kinds = tuple(re.findall(r"[^\s,]+", text or ""))
+    if wrong := [kind for kind in kinds if kind not in BELONGINGS]:
+        raise pytest.UsageError(f"{where}={text!r}: {wrong[0]!r}: allowed: {', '.join(BELONGINGS)}")
+    if kinds and sys.platform != "linux":
+        raise pytest.UsageError(f"{where}={text!r}: on Linux only; leave it out here")
+    return kinds
 
 
 def _settle(config: pytest.Config) -> float:
@@ -296,6 +326,25 @@ def merged(layers: tuple[Layer, ...]) -> Spec:
                 allowed = f'isolation="fork", or no {field.name}'
                 raise SpecError(field.name, value, why, where=_where(field.name, layers), allowed=allowed)
     return spec
+
+
+def worker_spec(config: pytest.Config) -> Spec:
+    """The limits of each worker of pytest-xdist; without any where none are asked for.
+
+    Raises:
+        pytest.UsageError: the ini file has something wrong, or what no worker can have.
+    """
+    where, text = "ini contained_worker", str(config.getini("contained_worker") or "")
+    try:
+        values = parse_text(text, where)
+        if wrong := [name for name in values if name not in _OF_A_WORKER]:
+            why = "is for a test"
+            raise SpecError(wrong[0], values[wrong[0]], why, where=where, allowed=", ".join(_OF_A_WORKER))
+        spec = merge(values, where=where).resolve(_total_memory())
+    except CgroupError as error:
+        raise pytest.UsageError(str(error)) from error
+    # v1 has no such thing as oom_group, and nobody but the kernel waits for a worker's
+    return spec if "oom_group" in values else replace(spec, oom_group=False)
 
 
 def _where(field: str, layers: tuple[Layer, ...]) -> str:

@@ -14,18 +14,18 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ._origins import command_line
-from ._process import comm, stat_fields
+from ._process import comm, lineage, stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 # They outlive the test that happened to need them first, and end with the interpreter.
-_INTERPRETERS_OWN = (
+_TRACKERS = (
     "*from multiprocessing.resource_tracker import main*",
-    "*from multiprocessing.forkserver import main*",
     "*resource_tracker import main; main(*",  # loky's
     "*-m loky.backend.resource_tracker*",
 )
+_INTERPRETERS_OWN = (*_TRACKERS, "*from multiprocessing.forkserver import main*")
 #: what starts helpers of its own by way of these packages
 PLUMBING = frozenset(("xdist",))
 
@@ -48,6 +48,16 @@ def runs_helper(argv: Sequence[str]) -> bool:
     return any(fnmatchcase(line, pattern) for pattern in _INTERPRETERS_OWN)
 
 
+def outlives_pytest(pid: int, globs: Sequence[str]) -> bool:
+    """Whether the process is let be when pytest has been killed.
+
+    That is what *globs* name, with its children, and a resource tracker, which tidies up after pytest and ends.
+    """
+    line = shlex.join(command_line(pid))
+    tracker = any(fnmatchcase(line, pattern) for pattern in _TRACKERS)
+    return tracker or (bool(globs) and any(named(one, globs) for one in lineage(pid)))
+
+
 def named(pid: int, globs: Sequence[str]) -> bool:
     """Whether one of *globs* matches the command line as a shell shows it, or the name of the program."""
     return bool(globs) and matches(command_line(pid), comm(pid, gone=""), globs)
@@ -67,6 +77,11 @@ def pool_workers() -> set[int]:
             for thread in list(getattr(module, "_threads_wakeups", ())):
                 found.update(_workers(thread))
     return found
+
+
+def pool_threads() -> set[Any]:
+    """The threads of concurrent.futures' executors: who is shut down ends them."""
+    return set(getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ()))
 
 
 def _workers(thread: Any) -> Iterator[int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ._verdict import leak_line, leaks_told, one_line, plural
+from ._verdict import counted, leak_line, leaks_told, one_line, plural
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping
@@ -95,13 +95,23 @@ class GitHub:
 
 def annotation(leak: Leak, level: str, file: str | None, line: int | None) -> str:
     """One workflow command: ``::error file=…,line=…,title=…::…``."""
-    properties = {"file": file, "line": None if line is None else str(line), "title": f"leaked process: {_name(leak)}"}
+    properties = {
+        "file": file,
+        "line": None if line is None else str(line),
+        "title": f"leaked {leak.kind}: {_name(leak)}",
+    }
     given = ",".join(f"{name}={_property(value)}" for name, value in properties.items() if value is not None)
     return f"::{level} {given}::" + _data(f"{one_line(leak.owner or '?')} left behind {leak_line(leak)}")
 
 
 def _name(leak: Leak) -> str:
+    if leak.kind != "process":
+        return one_line(leak.name or "?")
     return one_line(os.path.basename(leak.argv[0])) if leak.argv else leak.status or "?"
+
+
+def _what(leak: Leak) -> str:
+    return f"pid {leak.pid}: {shlex.join(leak.argv)}" if leak.kind == "process" else f"{leak.kind} {leak.name}"
 
 
 def _data(text: str) -> str:
@@ -115,13 +125,13 @@ def _property(text: str) -> str:
 def step_summary(leaks: list[Leak]) -> str:
     """A table in Markdown."""
     rows = [
-        f"| {_cell(leak.owner or '?')} | {_cell(f'pid {leak.pid}: {shlex.join(leak.argv)}')} "
-        f"| {_cell(leak.started_at or '')} |"
+        f"| {_cell(leak.owner or '?')} | {_cell(_what(leak))} | {_cell(leak.started_at or '')} |"
         for leak in leaks[:_MOST_ROWS]
     ]
     more = [] if len(leaks) <= _MOST_ROWS else ["", f"and {len(leaks) - _MOST_ROWS} more"]
-    title = f"### {plural(len(leaks), 'leaked process', 'es')}, now killed"
-    head = ["| left behind by | process | started at |", "| --- | --- | --- |"]
+    only = all(leak.kind == "process" for leak in leaks)
+    title = f"### {plural(len(leaks), 'leaked process', 'es')}, now killed" if only else f"### {counted(leaks)} leaked"
+    head = [f"| left behind by | {'process' if only else 'what'} | started at |", "| --- | --- | --- |"]
     return "\n".join(["", title, "", *head, *rows, *more, "", ""])
 
 

@@ -41,6 +41,8 @@ from ._process import ProcessId, fork, pidfd_open
 from ._recover import sweep, sweep_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._host import Host
 
 log = logging.getLogger("pytest_cgroup")
@@ -51,13 +53,20 @@ SWITCH = "PYTEST_CGROUP_NO_GUARD"
 NO_RECOVERY = "PYTEST_CGROUP_NO_RECOVERY"
 
 
-def watch_over(host: Host, *, processes: bool, controller: str | None = None) -> None:
+#: under this name a controller of pytest-xdist tells its workers who it is
+CONTROLLER = "pytest_cgroup_controller"
+
+
+def watch_over(
+    host: Host, *, processes: bool, controller: str | None = None, in_place: Sequence[str] | None = None
+) -> None:
     """Start the guard of *host*'s session, and clean up after sessions that had none to do so.
 
     Args:
         host: what holds the session's cgroup; it ends the guard when it is closed.
         processes: whether containers are no cgroups here, but trees of processes.
         controller: `str(Owner)` of the process that this one works for, and with which it is to end.
+        in_place: where leaks are looked for in place, the globs of what is none; None where they are not.
     """
     session = None if processes else host.placement.session
     if not os.environ.get(NO_RECOVERY):
@@ -75,6 +84,7 @@ def watch_over(host: Host, *, processes: bool, controller: str | None = None) ->
         "controllers": session and session.controllers,
         "enabled": host.placement.enabled_above if session is not None else (),
         "cookie": processes,
+        "in_place": in_place,
     }
     try:
         host.guard = Guard(json.dumps(orders), _living(controller))
@@ -128,11 +138,18 @@ class Guard:
 
     def announce(self) -> None:
         """In a process that stands above a container: what is below it is to be killed if pytest dies."""
+        self._tell(b"%d %d\n")
+
+    def announce_fork(self) -> None:
+        """In a process that was forked in place: it is to be killed if pytest dies, with what is below it."""
+        self._tell(_guard_process.FORK + b" %d %d\n")
+
+    def _tell(self, line: bytes) -> None:
         # The number by which pytest knows it: in a pid namespace it has another one, but there is no new /proc yet.
         me = ProcessId.of(int(os.readlink("/proc/self")))
         if me is not None:
             with contextlib.suppress(OSError):
-                os.write(self._pipe, b"%d %d\n" % (me.pid, me.start_time))
+                os.write(self._pipe, line % (me.pid, me.start_time))
 
     def end(self) -> None:
         """There is nothing to clean up any more. In a forked child nothing happens."""

@@ -18,6 +18,8 @@ PATIENCE_SECONDS = 1.0
 #: a session that is older gets its guard ready, in milliseconds
 _SHORT_SESSION = 1000
 DONE = b"done"
+#: before the identity of what was forked in place
+FORK = b"fork"
 
 
 def main(orders: str, others: int) -> None:
@@ -43,10 +45,14 @@ def main(orders: str, others: int) -> None:
             if DONE in told:
                 return
             if len(told) > 64:
-                told = {line for line in told if os.path.exists(b"/proc/" + line.partition(b" ")[0])}
+                told = {line for line in told if _is_of_the_living(line)}
         elif ready:  # and the pipe is drained
             break
     clean_up(orders, told, rest)
+
+
+def _is_of_the_living(line: bytes) -> bool:
+    return os.path.exists(b"/proc/" + line.removeprefix(FORK + b" ").partition(b" ")[0])
 
 
 def _ask_to_be_spared() -> None:
@@ -81,7 +87,17 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
     from pytest_cgroup._cgroup import Cgroup
     from pytest_cgroup._ownership import Owner
     from pytest_cgroup._process import ProcessId, send_signal
-    from pytest_cgroup._recover import Cleaned, below, end_processes, end_reapers, end_session, sweep, trees_of
+    from pytest_cgroup._recover import (
+        Cleaned,
+        below,
+        end_processes,
+        end_reapers,
+        end_session,
+        in_place,
+        set_free,
+        sweep,
+        trees_of,
+    )
 
     send_signal(OWNER, 9)
     select.select([OWNER], [], [], PATIENCE_SECONDS)
@@ -89,17 +105,29 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
     pid, start_time, *namespaces = asked["owner"]
     owner = Owner(ProcessId(pid, start_time), tuple(namespaces))
     session = Cgroup(asked["unified"], asked["controllers"]) if asked["cgroup"] else None
+    globs = asked["in_place"]
     cleaned = Cleaned()
+
+    def outlives(pid: int) -> bool:
+        from pytest_cgroup._exempt import outlives_pytest
+
+        return outlives_pytest(pid, globs)
+
     os.set_blocking(PIPE, False)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         roots = [ProcessId(*map(int, line.split())) for line in told if _is_identity(line)]
+        forks = [ProcessId(*map(int, line.split()[1:])) for line in told if _is_fork(line)]
         if session is not None:
             cleaned.left.clear()
+            if globs is not None:
+                set_free(trees_of(session), outlives)
             end_session(trees_of(session), tuple(asked["enabled"]), cleaned)
         if roots or asked["cookie"]:
             end_processes(lambda: below(roots, owner), cleaned)  # noqa: B023 (it is called at once)
             end_reapers(roots)
+        if globs is not None:
+            end_processes(lambda: in_place(forks, owner, outlives), cleaned)  # noqa: B023
         # Whoever pytest had forked holds the pipe, until it is killed: it may just be on the way into a container.
         if not select.select([PIPE], [], [], 0.02)[0]:
             text = b""
@@ -118,6 +146,11 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
 def _is_identity(line: bytes) -> bool:
     """The pipe is open in contained tests as well: anything may come."""
     return [word.isdigit() for word in line.split()] == [True, True]
+
+
+def _is_fork(line: bytes) -> bool:
+    first, _, rest = line.partition(b" ")
+    return first == FORK and _is_identity(rest)
 
 
 def _tell(pid: int, killed: str, left: dict[str, str]) -> None:

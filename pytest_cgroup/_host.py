@@ -74,6 +74,9 @@ class Guardian(Protocol):
     def announce(self) -> None:
         """In a process that stands above a container: tell of it."""
 
+    def announce_fork(self) -> None:
+        """In a process that was forked in place: tell of it."""
+
     def end(self) -> None:
         """There is nothing to clean up any more."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from . import _seam
 from ._outcome import Leak
-from ._verdict import leak_line, leaks_as_property, leaks_in_place, one_line, plural
+from ._verdict import counted, leak_line, leaks_as_property, leaks_in_place, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -97,7 +97,7 @@ class LeakReport:
         for leak in found:
             by_owner.setdefault(leak.owner or "?", []).append(leak)
         for owner, leaks in by_owner.items():
-            terminalreporter.write_line(f"{one_line(owner)} left behind {plural(len(leaks), 'process', 'es')}:")
+            terminalreporter.write_line(f"{one_line(owner)} left behind {counted(leaks)}:")
             for leak in leaks:
                 terminalreporter.write_line(f"  {leak_line(leak)}")
 

@@ -116,9 +116,9 @@ class LeakWatch:
         return Owner(item.nodeid, judged=policy is not None, grace=0.0 if spec is None else spec.grace)
 
     def _policy_of(self, item: pytest.Item) -> str | None:
+        """``"fail"``, ``"warn"``, ``"ignore"``: killed in every case; or None to let it be."""
         spec = item.stash.get(shared_key, None)
-        policy = self._policy if spec is None else spec.leaks
-        return None if policy == "ignore" else policy
+        return self._policy if spec is None else spec.leaks
 
     def _give_up(self, owner: Owner | None) -> None:
         """The run was interrupted: its fixtures are torn down before what is left of the test is killed."""
@@ -194,7 +194,7 @@ class LeakWatch:
         if call.when != "teardown" or not self._book.here:
             return report
         found, self._found = self._found, []
-        if found:
+        if found and self._policy_of(item) != "ignore":
             self._blame(report, item, found)
         for owner, leaks in [pair for pair in self._of_fixtures if pair[0].last is item]:
             self._of_fixtures.remove((owner, leaks))

@@ -55,10 +55,15 @@ class Usage:
         return _from_json(cls, data)
 
 
+_AT = {"thread": "at", "shared memory segment": "made at"}
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Leak:
-    """One process that outlived its owner, as it was just before it was killed.
+    """One process that outlived its owner, as it was just before it was killed; or another thing that was left.
 
+    ``kind`` is ``"process"``, ``"zombie"``, ``"thread"``, ``"socket"`` or ``"shared memory segment"``; of all but
+    the first, ``name`` says which, ``pid`` who holds it, ``rss_bytes`` its size, and nothing was done to it.
     ``status`` is psutil's word ("running", "sleeping", "zombie", "stopped", …), ``parents`` the chain upwards,
     nearest first, ``ports`` the TCP and UDP ports it listens on, ``owner`` the test or fixture that started it,
     ``started_at`` the user's line that did (``"test_x.py:31 in test_a"``), and ``ancestor`` the command that was
@@ -76,10 +81,12 @@ class Leak:
     status: str | None
     started_at: str | None = None
     ancestor: str | None = None
+    kind: str = "process"
+    name: str | None = None
 
     def describe(self) -> str:
         """One line that a person can act on; what the kernel did not tell is left out."""
-        parts = [f"pid {self.pid}: {self._command()}"]
+        parts = [f"pid {self.pid}: {self._command()}" if self.kind == "process" else f"{self.kind} {self.name}"]
         if self.status == "zombie":
             parts.append("zombie: exited, but never waited for")
         elif self.status is not None:
@@ -87,7 +94,7 @@ class Leak:
         if self.age_seconds is not None:
             parts.append(f"age {format_seconds(self.age_seconds)}")
         if self.rss_bytes is not None:
-            parts.append(f"{format_size(self.rss_bytes)} RSS")
+            parts.append(f"{format_size(self.rss_bytes)}{' RSS' if self.kind == 'process' else ''}")
         if self.ports:
             parts.append(f"listening on {', '.join(map(str, self.ports))}")
         if self.cwd is not None:
@@ -97,7 +104,7 @@ class Leak:
         elif self.parents:
             parts.append(f"child of {' < '.join(self.parents)}")
         if self.started_at is not None:
-            parts.append(f"started at {self.started_at}")
+            parts.append(f"{_AT.get(self.kind, 'started at')} {self.started_at}")
         if self.owner is not None:
             parts.append(f"{'by' if self.started_at else 'started by'} {self.owner}")
         # An argument may hold a newline or an escape sequence; the report stays one harmless line.
@@ -207,6 +214,8 @@ def to_record(
                 "rss_bytes": leak.rss_bytes,
                 "owner": leak.owner,
                 "started_at": leak.started_at,
+                "kind": leak.kind,
+                "name": leak.name,
             }
             for leak in (*(outcome.leaks if outcome else ()), *leaks)
         ],

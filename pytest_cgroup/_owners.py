@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Protocol
 from . import _exempt
 from ._held import held_pids
 from ._origins import Origins, new_list, trace
-from ._process import describe, stat_fields
+from ._process import describe, lineage, stat_fields
 from ._shared import ask_to_end, reap, settle
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ._belongings import Belongings
     from ._origins import Origin, Traced
     from ._outcome import Leak
     from ._shared import Ground, Place
@@ -105,6 +106,7 @@ class Book:
         settle_seconds: how long a process may take to end by itself after its owner.
         ignore: globs of what is nobody's leak.
         keep_pools: whether the workers of an executor that somebody still holds are nobody's leak.
+        also: what else is looked for, of `_values.BELONGINGS`.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Book:
         settle_seconds: float = 0.1,
         ignore: Sequence[str] = (),
         keep_pools: bool = True,
+        also: Sequence[str] = (),
     ) -> None:
         self.ground = ground
         self.session = Owner("session")
@@ -122,6 +125,7 @@ class Book:
         self._ignore = ignore
         self._keep_pools = keep_pools
         self._stack = [self.session]
+        self._watching = True
         self._living: dict[Owner, None] = {self.session: None}
         self._nobody = Owner("nobody", judged=False)
         self._from_server: set[int] = set()
@@ -132,6 +136,11 @@ class Book:
         self.trouble: str | None = None
         self._origins = Origins(self._top, root)
         self._origins.start()
+        self._belongings: Belongings | None = None
+        if also:
+            from ._belongings import Belongings
+
+            self._belongings = Belongings(also, keep_pools=keep_pools)
 
     @property
     def described(self) -> str:
@@ -152,6 +161,7 @@ class Book:
         self.flush()
         self._stack.append(owner)
         self._living[owner] = None
+        self._watch()
 
     def leave(self, owner: Owner) -> None:
         self.flush()
@@ -159,6 +169,17 @@ class Book:
             self._stack.pop()
         elif owner in self._stack:
             self._stack.remove(owner)
+        self._watch()
+
+    def _watch(self) -> None:
+        """What is started in a time that nobody judges may outlive pytest."""
+        if not self._stack or self._stack[-1].judged == self._watching or self.trouble is not None:
+            return
+        self._watching = self._stack[-1].judged
+        try:
+            self.ground.watch(self._watching)
+        except (CgroupError, OSError) as error:
+            self._give_up(error)
 
     def has_left(self, owner: Owner) -> bool:
         return bool(owner.places)
@@ -168,6 +189,8 @@ class Book:
         if self.trouble is not None:
             return
         self._origins.threads_belong_to(self._stack[-1])
+        if self._belongings is not None:
+            self._belongings.look(self._stack[-1])
         try:
             self._fetch_from_server()
             if self.ground.crowded() and self.ground.others():
@@ -201,17 +224,35 @@ class Book:
         if not owner.judged:
             self._let_be(places)
             return []
-        leaks: list[Leak] = []
+        leaks = self._other_things(owner, deadline)
         for place in places:
             try:
-                leaks += self._clear(place, owner, deadline - time.monotonic())
+                leaks[:0] = self._clear(place, owner, deadline - time.monotonic())
             except (CgroupError, OSError) as error:
                 self._give_up(error)
+        if self._belongings is not None and places:
+            self._belongings.look(self._nobody)  # the zombies that we made
+        return leaks
+
+    def _other_things(self, owner: Owner, deadline: float) -> list[Leak]:
+        """What is left beside processes. An orphan that pytest adopted, as no process else does, is no zombie of it."""
+        if self._belongings is None:
+            return []
+        left = self._belongings.left(owner, max(0.0, deadline - time.monotonic()))
+        started = {origin.pid: origin for origin in owner.origins}
+        leaks = []
+        for leak in left:
+            if leak.kind == "zombie" and (origin := started.get(leak.pid)) is not None:
+                leaks.append(dataclasses.replace(leak, owner=owner.name, started_at=origin.place))
+            elif leak.kind != "zombie" or self.ground.name == "cgroup":
+                leaks.append(dataclasses.replace(leak, owner=owner.name))
         return leaks
 
     def close(self) -> None:
         """pytest goes back to where it came from."""
         self._origins.stop()
+        if self._belongings is not None:
+            self._belongings.close()
         with contextlib.suppress(CgroupError, OSError):
             self.ground.leave()
 
@@ -254,7 +295,7 @@ class Book:
             return self._nobody
         if self._pool is None:
             self._pool = _exempt.pool_workers() if self._keep_pools else set()
-        line = _line_of(pid)
+        line = lineage(pid)
         for one in line:
             if one in self._pool or _exempt.named(one, self._ignore):
                 return self._nobody
@@ -284,16 +325,6 @@ class Book:
         if not owner.places:
             owner.places.append(self.ground.new_place())
         return owner.places[0]
-
-
-def _line_of(pid: int) -> list[int]:
-    """The process and its parents, up to this process or the end."""
-    me, found = os.getpid(), []
-    while pid > 1 and pid != me and pid not in found:
-        found.append(pid)
-        fields = stat_fields(pid)
-        pid = int(fields[1]) if fields else 0
-    return found
 
 
 def _told(pid: int, traced: Traced | None, owner: Owner, me: int) -> Leak | None:

@@ -25,10 +25,14 @@ from ._process import ProcessId
 
 #: in a session's cgroup on v2: where pytest itself stands, and the guard
 LEAF = "main"
+#: in a session's cgroup: where pytest stands while leaks are looked for in place, and what it then starts
+SHARED = "shared"
 COOKIE = "PYTEST_CGROUP_SESSION"
 #: PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h
 _INITIAL_PID_NS = 0xEFFFFFFC
 UNSIGNED = "nothing proves that pytest-cgroup made it"
+#: in place, where there is no cgroup: `str(Owner)`, a dot, and the number of a place of its
+PLACE = "PYTEST_CGROUP_PLACE"
 _NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)(-\d+)?")
 _OWNER = re.compile(r"(\d+)-(\d+)@(\d+)-(\d+)")
 _ATTRIBUTES = ("user.pytest-cgroup", "trusted.pytest-cgroup")
@@ -132,15 +136,23 @@ def is_session(name: str) -> bool:
 
 def owner_of(pid: int) -> Owner | None:
     """Whose contained process *pid* was executed as, by its environment; None if nobody's, or if that can't be read."""
+    return Owner.parse(executed_with(pid, COOKIE) or "")
+
+
+def owner_in_place(pid: int) -> Owner | None:
+    """Whose process *pid* was executed as, without a container, by one that looks for leaks in place."""
+    return Owner.parse((executed_with(pid, PLACE) or "").rpartition(".")[0])
+
+
+def executed_with(pid: int, variable: str) -> str | None:
+    """The value of an environment variable when *pid* was executed (proc_pid_environ(5)); None without it."""
+    prefix = variable.encode() + b"="
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
-            environment = f.read()
+            words = f.read().split(b"\0")
     except OSError:
         return None
-    for variable in environment.split(b"\0"):
-        if variable.startswith(f"{COOKIE}=".encode()):
-            return Owner.parse(variable.partition(b"=")[2].decode(errors="replace"))
-    return None
+    return next((word[len(prefix) :].decode(errors="replace") for word in words if word.startswith(prefix)), None)
 
 
 def _own_namespaces() -> tuple[int, int]:

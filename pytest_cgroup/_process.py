@@ -121,6 +121,16 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def lineage(pid: int) -> list[int]:
+    """The process and its parents, up to this process or the end."""
+    me, found = os.getpid(), []
+    while pid > 1 and pid != me and pid not in found:
+        found.append(pid)
+        fields = stat_fields(pid)
+        pid = int(fields[1]) if fields else 0
+    return found
+
+
 def has_children() -> bool:
     """Whether this process has children, zombies too: one system call, as it is asked at the end of every test."""
     try:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from ._cgroup import PREFIX, Cgroup
 from ._kernel_files import move_all, read_file, words, write_file
 from ._kernel_text import cgroup_mounts
-from ._ownership import LEAF, UNSIGNED, Signature, is_session, owner_of, signature
+from ._ownership import LEAF, SHARED, UNSIGNED, Signature, is_session, owner_in_place, owner_of, signature
 from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
 from .exceptions import CgroupError
 
@@ -94,6 +94,17 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
         _end_container(container, cleaned)
     for tree in reversed(trees):
         _end_directory(tree, enabled, cleaned)
+
+
+def set_free(trees: Iterable[Cgroup], outlives: Callable[[int], bool]) -> None:
+    """Move what pytest started in place, and *outlives* says so of, to where pytest came from."""
+    for tree in trees:
+        leaf = f"{tree.path}/{LEAF}"
+        home = leaf if os.path.isdir(leaf) else os.path.dirname(tree.path)
+        with contextlib.suppress(OSError):
+            for pid in filter(outlives, tree.child(SHARED).pids()):
+                with contextlib.suppress(OSError):  # it has ended
+                    write_file(f"{home}/cgroup.procs", str(pid))
 
 
 def _containers(tree: Cgroup) -> list[Cgroup]:
@@ -294,6 +305,15 @@ def below(roots: Iterable[ProcessId], owner: Owner) -> list[int]:
         if root.alive:  # else its pid may have been another's meanwhile
             found += born
     return _living(found)
+
+
+def in_place(forks: Iterable[ProcessId], owner: Owner, outlives: Callable[[int], bool]) -> list[int]:
+    """The living processes that *owner* started in place: *forks*, what was executed with its mark, and their children.
+
+    Those that *outlives* says so of are not in it.
+    """
+    found = [pid for pid in _table() if owner_in_place(pid) == owner] + [one.pid for one in forks if one.alive]
+    return [pid for pid in _living(one for pid in found for one in (pid, *descendants(pid))) if not outlives(pid)]
 
 
 def end_reapers(roots: Iterable[ProcessId]) -> None:

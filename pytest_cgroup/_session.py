@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import Settings, Trouble, TroubleTeller, decide, shared_key, trouble_key, wanting_container
+from ._config import Settings, Trouble, TroubleTeller, decide, lacks, shared_key, trouble_key, wanting_container
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ class Session:
 
     def prepare(self, items: list[pytest.Item]) -> None:
         """Decide for each item whether and how it is contained; the first one brings the machinery."""
+        self._tell_of_lacking_limits(items)
         contained = wanting_container(items, self.settings)
         if not contained:
             return
         plugins = self.config.pluginmanager
-        if not plugins.has_plugin("cgroup-trouble"):
-            plugins.register(TroubleTeller(), "cgroup-trouble")
+        self._tell_trouble()
         if sys.platform != "linux":
             self._decide(contained, None)
             return
@@ -76,6 +76,20 @@ class Session:
         self._decide(contained, backend)
         if not plugins.has_plugin("cgroup-runner"):
             plugins.register(Runner(self.config, host, backend), "cgroup-runner")
+
+    def _tell_trouble(self) -> None:
+        plugins = self.config.pluginmanager
+        if not plugins.has_plugin("cgroup-trouble"):
+            plugins.register(TroubleTeller(), "cgroup-trouble")
+
+    def _tell_of_lacking_limits(self, items: list[pytest.Item]) -> None:
+        """In a worker that was to have limits, and has none: what becomes of its tests is --cgroup-missing's matter."""
+        lacking = getattr(self.config, "workerinput", {}).get("pytest_cgroup_lacking")
+        if lacking is None:
+            return
+        self._tell_trouble()
+        for item in items:
+            lacks(item, self.settings, lacking)
 
     def _decide(self, contained: list[pytest.Item], backend: Backend | None) -> None:
         for item in contained:
@@ -108,6 +122,7 @@ class Session:
             from ._elsewhere import Descendants
 
             return Descendants(settings.settle_seconds, settings.ignore, keep_pools=settings.keep_pools)
+        from ._guard import CONTROLLER, watch_over
         from ._owners import Book
         from ._shared import open_ground
 
@@ -115,12 +130,17 @@ class Session:
             host, backend = self._use()
         except (CgroupError, OSError) as error:
             raise pytest.UsageError(f"--process-leaks: {error}") from error
+        # before pytest stands where all is killed with it: the guard stands beside it
+        controller = getattr(self.config, "workerinput", {}).get(CONTROLLER)
+        watch_over(host, processes=backend.name == "process", controller=controller, in_place=settings.ignore)
+        announce = None if host.guard is None else host.guard.announce_fork
         return Book(
-            open_ground(host.placement.session if backend.name == "cgroup" else None),
+            open_ground(host.placement.session if backend.name == "cgroup" else None, announce),
             root=str(self.config.rootpath),
             settle_seconds=settings.settle_seconds,
             ignore=settings.ignore,
             keep_pools=settings.keep_pools,
+            also=settings.also,
         )
 
     def _impossible(self) -> str | None:
@@ -145,12 +165,16 @@ class Session:
         if sys.platform == "linux" and self._host is None:
             with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
                 self._use()
+        if self.settings.limits_workers and self._host is not None and self._backend is not None:
+            from ._xdist import WorkerLimits
+
+            self.config.pluginmanager.register(WorkerLimits(self.config, self._host, self._backend), "cgroup-workers")
 
     def prepare_worker(self, workerinput: dict[str, object]) -> None:
         """Tell a worker of pytest-xdist who this is: its guard ends it if we are killed."""
         if sys.platform == "linux" and os.path.exists("/proc/self/stat"):
+            from ._guard import CONTROLLER
             from ._ownership import this_process
-            from ._workshop import CONTROLLER
 
             workerinput[CONTROLLER] = str(this_process())
 

@@ -25,6 +25,8 @@ RLIMITS: Final = (
     "as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
     "sigpending", "stack",
 )  # fmt: skip
+#: what --process-leaks-also can ask for
+BELONGINGS: Final = ("zombies", "threads", "sockets", "shared_memory")
 # The container lives by these files; written from outside they would break its promises.
 RESERVED_FILES: Final = tuple(f"cgroup.{x}" for x in ("procs", "threads", "kill", "freeze", "type", "subtree_control"))
 

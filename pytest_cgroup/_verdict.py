@@ -89,10 +89,27 @@ def one_line(text: str) -> str:
 
 
 def leak_text(leaks: Sequence[Leak]) -> str:
-    """The processes that were left behind, one a line."""
-    names = ", ".join((ascii(leak.argv[0])[1:-1] if leak.argv else leak.status or "?") for leak in leaks[:3])
-    first = f"left behind, now killed: {plural(len(leaks), 'process', 'es')} ({names}{', …' if len(leaks) > 3 else ''})"
-    return "\n".join([first, *(f"  {leak_line(leak)}" for leak in leaks)])
+    """What was left behind, one a line: the processes first."""
+    processes = [leak for leak in leaks if leak.kind == "process"]
+    others = [leak for leak in leaks if leak.kind != "process"]
+    lines = []
+    if processes:
+        names = ", ".join((ascii(leak.argv[0])[1:-1] if leak.argv else leak.status or "?") for leak in processes[:3])
+        more = ", …" if len(processes) > 3 else ""
+        lines.append(f"left behind, now killed: {counted(processes)} ({names}{more})")
+        lines += [f"  {leak_line(leak)}" for leak in processes]
+    if others:
+        lines += [f"left behind: {counted(others)}", *(f"  {leak_line(leak)}" for leak in others)]
+    return "\n".join(lines)
+
+
+def counted(leaks: Iterable[Leak]) -> str:
+    """``"2 processes, 1 thread"``."""
+    counts: dict[str, int] = {}
+    for leak in leaks:
+        counts[leak.kind] = counts.get(leak.kind, 0) + 1
+    endings = {"process": "es"}
+    return ", ".join(plural(count, kind, endings.get(kind, "s")) for kind, count in counts.items())
 
 
 def leak_line(leak: Leak) -> str:

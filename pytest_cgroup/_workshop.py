@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import _seam
 from ._container import Container
-from ._guard import watch_over
+from ._guard import CONTROLLER, watch_over
 from ._output import Output
 from .exceptions import ContainedWarning
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ._inside import Inside
     from ._spec import Spec
 
-#: under this name a controller of pytest-xdist tells its workers who it is
-CONTROLLER = "pytest_cgroup_controller"
 #: containers between two collections of all garbage
 COLLECT_EVERY = 500
 _IDLE_PLUGINS = ("execnet", "xdist", "pytest_rerunfailures", "pytest_timeout")

@@ -73,22 +73,25 @@ class Ground(Protocol):
     def take_in(self, pid: int) -> None:
         """Have a process of another place stand here."""
 
+    def watch(self, on: bool) -> None:
+        """Whether what is started from now on is to end with pytest at the latest, or is nobody's business."""
+
     def leave(self) -> None:
         """pytest goes back to where it came from, and so does all that is left."""
 
 
-def open_ground(session: Cgroup | None) -> Ground:
+def open_ground(session: Cgroup | None, announce: Callable[[], None] | None = None) -> Ground:
     """Cgroups below *session* where pytest can step into them, else the process table."""
     from .process import ProcessGround
 
     if session is None:
-        return ProcessGround()
+        return ProcessGround(announce=announce)
     from .cgroup import CgroupGround
 
     try:
         return CgroupGround(session)
     except (CgroupError, OSError) as error:
-        return ProcessGround(str(error))
+        return ProcessGround(str(error), announce)
 
 
 # how a place is emptied

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .._cgroup import Cgroup
 from .._kernel_files import read_file
 from .._kernel_text import cgroup_mounts, membership, own_directory
+from .._ownership import SHARED
 from ..exceptions import CgroupError, ContainerError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class CgroupGround:
         self._v2 = session.unified is not None
         self._home = _own_cgroup(v2=self._v2)
         kinds = None if self._v2 else frozenset(("freezer",))
-        top = session.child("shared", kinds)
+        top = session.child(SHARED, kinds)
         self._top = Cgroup(top.unified) if self._v2 else top
         self._top.make()
         self._alone = f"{os.getpid()}\n".encode()
@@ -55,13 +56,15 @@ class CgroupGround:
 
         v1 answers from a list that may be a second old unless cgroup.procs is opened anew (pidlist_array_load).
         """
+        if not self._fds:
+            return False
         procs, directory = self._fds
         here = os.pread(procs, 64, 0) if self._v2 else read_file(f"{self._here.path}/cgroup.procs").encode()
         return here != self._alone or os.fstat(directory).st_nlink > 2
 
     def others(self) -> list[int]:
         me = os.getpid()
-        return [pid for pid in self._here.pids() if pid != me]
+        return [pid for pid in self._here.pids() if pid != me] if self._fds else []
 
     def hand_over(self) -> Place:
         left, self._here = self._here, self._empty()
@@ -72,7 +75,16 @@ class CgroupGround:
         return self._place(self._empty())
 
     def take_in(self, pid: int) -> None:
-        _move(self._here, pid)
+        if self._fds:
+            _move(self._here, pid)
+
+    def watch(self, on: bool) -> None:
+        """What stands below the session's cgroup is killed with pytest: what is nobody's is not born there."""
+        if not on:
+            self._home.adopt(0)
+            self._close()
+        elif not self._fds:
+            self._step(self._here)
 
     def leave(self) -> None:
         with contextlib.suppress(CgroupError):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
 from typing import TYPE_CHECKING
 
 from .. import _syscalls
+from .._ownership import PLACE, executed_with, this_process
 from .._process import ProcessId, children, descendants, has_children, signal_members, stat_fields, wait_gone
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from . import Place
 
-_COOKIE = "PYTEST_CGROUP_PLACE"
+#: before the mark of what is not to end with pytest
+_UNWATCHED = "unwatched:"
 
 
 class ProcessGround:
@@ -22,17 +25,23 @@ class ProcessGround:
 
     Args:
         why: why it is not cgroups, where they were to be had.
+        announce: called in what is forked, to tell whoever cleans up after pytest: a fork bears no mark.
     """
 
     name = "process"
 
-    def __init__(self, why: str = "") -> None:
+    def __init__(self, why: str = "", announce: Callable[[], None] | None = None) -> None:
         self.described = "in the process table" + (f", since {why}" if why else "")
         self._was_reaper = _syscalls.set_child_subreaper(True)
         self._before = {identity for pid in descendants(os.getpid()) if (identity := ProcessId.of(pid))}
         self._places: list[ProcessPlace] = []
-        self._cookie_before = os.environ.get(_COOKIE)
+        self._cookie_before = os.environ.get(PLACE)
+        self._owner = this_process()
         self._serial = 0
+        self._watching = True
+        self._announce = announce
+        if announce is not None:
+            os.register_at_fork(after_in_child=self._forked)
         self._here = self._new()
         self._show_cookie()
 
@@ -60,12 +69,22 @@ class ProcessGround:
     def take_in(self, pid: int) -> None:
         self._here.take_in(pid)
 
+    def watch(self, on: bool) -> None:
+        if on != self._watching:
+            self._watching = on
+            self._show_cookie()
+
+    def _forked(self) -> None:
+        if self._watching and self._announce is not None:
+            self._announce()
+
     def leave(self) -> None:
+        self._announce = None
         _syscalls.set_child_subreaper(self._was_reaper)
         if self._cookie_before is None:
-            os.environ.pop(_COOKIE, None)
+            os.environ.pop(PLACE, None)
         else:
-            os.environ[_COOKIE] = self._cookie_before
+            os.environ[PLACE] = self._cookie_before
 
     def forget(self, pid: int) -> None:
         """No place has it any more."""
@@ -82,10 +101,10 @@ class ProcessGround:
 
     def _new(self) -> ProcessPlace:
         self._serial += 1
-        return ProcessPlace(self, f"{os.getpid()}.{self._serial}")
+        return ProcessPlace(self, f"{self._owner}.{self._serial}")
 
     def _show_cookie(self) -> None:
-        os.environ[_COOKIE] = self._here.cookie
+        os.environ[PLACE] = self._here.cookie if self._watching else _UNWATCHED + self._here.cookie
 
     def adopt_orphans(self) -> None:
         """What a place's processes have left to pytest belongs to that place."""
@@ -109,7 +128,7 @@ class ProcessGround:
     def _ancestral(self, pid: int) -> ProcessPlace | None:
         fields = stat_fields(pid)
         leaders = {int(field) for field in fields[2:4]} if fields else set()
-        cookie = _cookie_of(pid)
+        cookie = (executed_with(pid, PLACE) or "").removeprefix(_UNWATCHED)
         for place in self._places:  # pytest's own place is where it is new
             if place.cookie == cookie or not leaders.isdisjoint(place.pids_ever):
                 return place
@@ -166,13 +185,3 @@ class ProcessPlace:
 def _start_time(pid: int) -> int:
     fields = stat_fields(pid)
     return int(fields[19]) if fields else 0
-
-
-def _cookie_of(pid: int) -> str | None:
-    """What it inherited in its environment when it was executed (proc_pid_environ(5)); None without a cookie."""
-    prefix = _COOKIE.encode() + b"="
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as f:
-        for word in f.read().split(b"\0"):
-            if word.startswith(prefix):
-                return word[len(prefix) :].decode(errors="replace")
-    return None

@@ -222,7 +222,7 @@ def test_not_asked(): leave_a_listener("not")
 
 
 def test_marker_against_option(pytester: pytest.Pytester) -> None:
-    """A marker that speaks of leaks alone forks nothing. What is ignored is neither named nor killed."""
+    """A marker that speaks of leaks alone forks nothing. What is ignored is killed in silence."""
     source = """
 PID = os.getpid()
 @contained(leaks="ignore")
@@ -240,12 +240,29 @@ def test_forked():
     popen("forked")
 """
     result = watch(pytester, source)
-    assert list(survivors(pytester)) == ["ignore"]
+    assert survivors(pytester) == {}
     assert result.counts == {"passed": 4, "warning": 1, "error": 2}
     text = section(result)
     assert "test_ignore" not in text
     assert "test_forked" not in text, "its container has told of it, and once is enough"
     assert result.blocks["ERROR at teardown of test_forked"].startswith("left behind, now killed: 1 process (sleep)")
+
+
+@backends
+def test_ignore_is_silent_and_ignored_by_name_is_left_alone(pytester: pytest.Pytester, backend: str) -> None:
+    source = """
+@contained(isolation="shared", leaks="ignore")
+def test_ignore():
+    popen("killed")
+    note("named", subprocess.Popen(["sleep", "123"]).pid)
+"""
+    ignore = ("--process-leaks-ignore=sleep 123", "--process-leaks=off", f"--cgroup-backend={backend}")
+    for arguments in (ignore, ignore[:1]):
+        result = watch(pytester, source, *arguments)
+        assert list(survivors(pytester)) == ["named"]
+        assert result.counts == {"passed": 1}
+        assert section(result) == ""
+        assert leaks(result.junit) == []
 
 
 def test_the_marker_alone(pytester: pytest.Pytester) -> None:

@@ -1,9 +1,17 @@
-"""--process-leaks under pytest-xdist: however the tests are distributed, and when a worker dies."""
+"""--process-leaks under pytest-xdist: however the tests are distributed."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+import pytest_cgroup
 from tests.e2e.leaving import leaks, pid_of, section, survivors, watch
 
 _SOURCE = """
@@ -37,23 +45,45 @@ def test_the_same_verdicts_however_tests_are_distributed(pytester: pytest.Pytest
     assert "test_clean" not in section(result)
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_worker_that_dies_takes_nobody_elses_leaks_along(pytester: pytest.Pytester, restarts: int) -> None:
-    """What it has told is told, and the worker that replaces it looks for leaks as well.
+@pytest.fixture
+def socket_server(tmp_path: Path) -> Iterator[str]:
+    """The address of an execnet socket server, in a process of its own."""
+    path = os.pathsep.join([str(Path(pytest_cgroup.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-um", "execnet.script.socketserver", "127.0.0.1:0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        text = ""
+        while not (found := re.search(r"\('127\.0\.0\.1', (\d+)\)", text)):
+            line = process.stdout.readline()
+            assert line, text
+            text += line
+        try:
+            yield f"127.0.0.1:{found[1]}"
+        finally:
+            process.kill()
 
-    Without cgroups, since those of a worker that is killed stay.
-    """
-    source = """
-def test_before(): popen("before")
-def test_dies(): os.kill(os.getpid(), signal.SIGKILL)
-def test_after(): popen("after")
-def test_clean(): pass
-"""
-    result = watch(pytester, source, "--cgroup-backend=process", f"--max-worker-restart={restarts}", workers=1)
+
+def test_a_worker_behind_a_socket_says_the_same(pytester: pytest.Pytester, socket_server: str) -> None:
+    """As on another host: it has a session of its own there."""
+    tx = f"--tx=socket={socket_server}//chdir={pytester.path}"
+    result = watch(pytester, _SOURCE, "-pxdist.plugin", tx, "--dist=load")
     assert survivors(pytester) == {}
-    assert result.ret in (1, 2)
-    assert "worker 'gw0' crashed while running 'test_it.py::test_dies'" in result.text
-    text = section(result)
-    assert f"pid {pid_of(pytester, 'before')}: sleep 120" in text
-    assert ("test_it.py::test_after left behind 1 process:" in text) == (restarts == 1)
-    assert "test_dies" not in text
+    assert result.ret == 1, result.text
+    assert result.counts == {"passed": 5, "error": 3}
+    owners = {"test_it.py::TestA::test_leak", "test_it.py::TestB::test_leak", "fixture:server"}
+    assert {leak["owner"] for leak in leaks(result.junit)} == owners
+
+
+def test_a_worker_behind_a_socket_has_no_limit(pytester: pytest.Pytester, socket_server: str) -> None:
+    """It is another's child: that is said, and its tests are skipped as --cgroup-missing has it."""
+    pytester.makeini("[pytest]\ncontained_worker = pids=100\n")
+    tx = f"--tx=socket={socket_server}//chdir={pytester.path}"
+    result = watch(pytester, "def test_it(): pass\n", "-pxdist.plugin", tx, "--dist=load", "-rs")
+    assert result.counts == {"skipped": 1}
+    assert "is not started by this pytest, which can limit its own only" in result.text

@@ -21,13 +21,14 @@ _refusal _cgroup_v1 _cgroup _ownership _lacking _systemd _placement
 _steps _identity _namespaces
 _environment _remedies _host _reaper
 
+_origins _exempt
 _recover _guard_process _guard _backends _doctor _clean _entry _container
 _launcher _popen _watcher _run _station _library _daemon
-_shared _origins _exempt _held _owners
+_shared _held _belongings _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
 _judge _child _contained _frames _runner
-_elsewhere _leak_report _leaks _github _session _xdist plugin
+_elsewhere _leak_report _leaks _github _xdist _session plugin
 """
 FLOORS = tuple(tuple(floor.split()) for floor in _FLOORS.split("\n\n"))
 # These stand above the library's floors and outside the plugin's: they may import what has no pytest in it.

@@ -203,6 +203,8 @@ def test_the_json_record_has_the_documented_keys() -> None:
             "rss_bytes": 5 * 1024**2,
             "owner": "tests/test_x.py::test_y",
             "started_at": "test_x.py:31 in test_a",
+            "kind": "process",
+            "name": None,
         }
     ]
     assert record == {

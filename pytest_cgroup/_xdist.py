@@ -1,0 +1,102 @@
+"""pytest-xdist's workers under a limit: ini ``contained_worker = memory=2G,pids=500``, kept by the controller.
+
+Theory of operation. xdist starts a worker's interpreter, and asks `pytest_configure_node` before it sends any work
+there. Then the controller makes a cgroup below its own session's, limits it, and moves that interpreter in: whatever
+the worker starts is born below. The cgroup stays the controller's, so what the kernel counted is there to be read when
+the worker has died, and the controller's guard ends all of them if the controller is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ._config import worker_spec
+from ._guard import watch_over
+from ._kernel_files import move_all
+from ._ownership import LEAF
+from .exceptions import CgroupError
+
+if TYPE_CHECKING:
+    from ._backends import Backend
+    from ._backends.cgroup import CgroupTree
+    from ._host import Host
+
+#: under this name a controller tells a worker why it has no limit
+LACKING = "pytest_cgroup_lacking"
+
+
+class WorkerLimits:
+    """The controller's plugin, where ``contained_worker`` is set."""
+
+    def __init__(self, config: pytest.Config, host: Host, backend: Backend) -> None:
+        self._spec = worker_spec(config)
+        self._host = host
+        self._backend = backend
+        self._trees: dict[str, CgroupTree] = {}
+        self._pid = os.getpid()
+        if backend.name == "cgroup":
+            watch_over(host, processes=False)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        if (lacking := self._lacking(node.gateway.spec)) is None:
+            try:
+                self._limit(node.gateway)
+            except (CgroupError, OSError) as error:
+                lacking = str(error)
+        if lacking is not None:
+            node.workerinput[LACKING] = f"contained_worker: {lacking}"
+
+    def _lacking(self, spec: Any) -> str | None:
+        """Why this worker can have no limit."""
+        if not spec.popen or spec.via:
+            return f"the worker {spec} is not started by this pytest, which can limit its own only: use --tx popen"
+        if self._backend.name != "cgroup":
+            return f"limits on a worker need a cgroup, and here is none ({self._backend.describe()})"
+        missing = self._backend.missing(self._spec)
+        return "; ".join(f"{name}: {why.reason} ({why.remedy})" for name, why in missing) or None
+
+    def _limit(self, gateway: Any) -> None:
+        tree: Any = self._backend.create(self._spec, f"worker-{gateway.id}")
+        self._trees[gateway.id] = tree
+        tree.started(0)
+        tree.cgroup.adopt(gateway._rinfo().pid)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, report: Any) -> None:
+        """Say that it was the OOM killer, on the test that the worker ran."""
+        gateway = report.node.gateway
+        tree = self._trees.get(gateway.id)
+        if tree is None or not _was_killed(gateway) or (oom := tree.oom()) is None:
+            return
+        limits = ", ".join(f"{name}={value}" for name, value in tree.limits.items())
+        own = f"at its own limit (contained_worker: {limits})"
+        where = own if oom == "oom" else "not at its own limit: a cgroup above or the host ran out"
+        report.longrepr = f"{report.longrepr}: out of memory, killed by the kernel's OOM killer {where}"
+
+    def pytest_unconfigure(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        for tree in self._trees.values():
+            for directory in tree.cgroup.directories:
+                leaf = f"{os.path.dirname(directory)}/{LEAF}"
+                home = leaf if os.path.isdir(leaf) else os.path.dirname(os.path.dirname(directory))
+                with contextlib.suppress(OSError):
+                    move_all(directory, home)  # who is nobody's leak, and lives on
+            with contextlib.suppress(CgroupError):
+                tree.remove()
+        self._trees.clear()
+
+
+def _was_killed(gateway: Any) -> bool:
+    """Whether the interpreter ended by SIGKILL, as far as execnet lets us know."""
+    popen = getattr(getattr(gateway, "_io", None), "popen", None)
+    if popen is None:
+        return True
+    with contextlib.suppress(Exception):  # it has closed its pipe, and may take a moment to be gone
+        return bool(popen.wait(5) == -9)
+    return False

@@ -1,0 +1,95 @@
+"""Limits on a whole worker of pytest-xdist, and the OOM killer that ends one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.inner import Result, run
+
+_HOG = """
+def hog():
+    with open("/proc/self/oom_score_adj", "w") as f: f.write("1000")
+    return [bytearray(os.urandom(1)) * (1 << 20) for _ in range(200)]
+def test_before(): pass
+@pytest.mark.parametrize("by_child", [False, True])
+def test_hog(by_child):
+    assert limit_of("memory.max", "memory.limit_in_bytes", "memory") == str(64 << 20), "no hog without its limit"
+    if not by_child:
+        hog()
+    elif not (pid := os.fork()):
+        hog()
+    else:
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == 9
+def test_after(): pass
+"""
+_LIMIT = r"""
+def limit_of(file, v1_file, controller):
+    lines = [line.rstrip("\n").split(":", 2) for line in open("/proc/self/cgroup")]
+    paths = {name: path for _, names, path in lines for name in names.split(",")}
+    for fields in [line.split() for line in open("/proc/self/mountinfo")]:
+        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        v1 = kind == "cgroup" and controller in options
+        if v1 or (kind == "cgroup2" and controller not in paths):
+            path = paths[controller if v1 else ""]
+            below = path[len(fields[3]):] if fields[3] != "/" else path
+            at = fields[4] + below
+            while not os.path.basename(at).startswith("worker-"):
+                at = os.path.dirname(at)
+                if len(at) < 2: return None
+            return open(f"{at}/{v1_file if v1 else file}").read().strip()
+"""
+
+
+def _run(pytester: pytest.Pytester, source: str, *arguments: str, worker: str = "memory=64M pids=100") -> Result:
+    pytester.makeini(f"[pytest]\ncontained_worker = {worker}\n")
+    return run(pytester, _LIMIT + source, *arguments, workers=1, usage_json=False)
+
+
+@pytest.mark.requires("memory")
+@pytest.mark.parametrize("leaks", ["off", "fail"])
+def test_the_oom_killer_is_told_on_the_test(pytester: pytest.Pytester, leaks: str) -> None:
+    """The limit is read back before anything is taken. A child that is killed is the test's own business."""
+    result = _run(pytester, _HOG, f"--process-leaks={leaks}")
+    assert result.counts == {"failed": 1, "passed": 3}, result.text
+    text = result.blocks["test_it.py"]
+    assert "worker 'gw0' crashed while running 'test_it.py::test_hog[False]'" in text
+    assert (
+        "out of memory, killed by the kernel's OOM killer at its own limit (contained_worker: memory=67108864" in text
+    )
+
+
+@pytest.mark.requires("memory")
+def test_another_end_is_not_called_that(pytester: pytest.Pytester) -> None:
+    """The negative control."""
+    result = _run(pytester, "def test_it(): os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert result.counts == {"failed": 1}
+    assert "crashed while running" in result.text
+    assert "out of memory" not in result.text
+
+
+@pytest.mark.requires("pids")
+def test_what_a_worker_starts_is_limited_too(pytester: pytest.Pytester) -> None:
+    source = """
+def test_in_place(): assert limit_of("pids.max", "pids.max", "pids") == "100"
+@contained(pids=50)
+def test_contained(): assert limit_of("pids.max", "pids.max", "pids") == "100"
+def test_child():
+    code = "import test_it; print(test_it.limit_of('pids.max', 'pids.max', 'pids'))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "100"
+"""
+    assert _run(pytester, source).counts == {"passed": 3}
+
+
+@pytest.mark.parametrize(("missing", "counts"), [("skip", "skipped"), ("fail", "error"), ("warn", "passed")])
+def test_where_no_limit_can_be_given(pytester: pytest.Pytester, missing: str, counts: str) -> None:
+    arguments = ("--cgroup-backend=process", f"--cgroup-missing={missing}")
+    result = _run(pytester, "def test_it(): pass\n", *arguments, "-rs")
+    assert result.counts[counts] == 1
+    assert "contained_worker: limits on a worker need a cgroup, and here is none" in result.text
+
+
+@pytest.mark.parametrize("worker", ["memory=lots", "timeout=3", "pids=0"])
+def test_what_is_wrong_is_refused(pytester: pytest.Pytester, worker: str) -> None:
+    result = _run(pytester, "def test_it(): pass\n", worker=worker)
+    assert result.ret == 4
+    assert "ini contained_worker" in result.text
