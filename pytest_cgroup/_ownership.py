@@ -83,10 +83,12 @@ class Signature:
 
 
 def this_process() -> Owner:
-    """The owner of what this process makes."""
-    me = ProcessId.of(os.getpid())
-    assert me is not None, "/proc/self is there"
-    return Owner(me, _own_namespaces())
+    """The owner of what this process makes.
+
+    Raises:
+        ContainerError: /proc does not say.
+    """
+    return Owner(ProcessId.own(), _own_namespaces())
 
 
 def sign(directory: str, enabled: tuple[str, ...] = ()) -> bool:

@@ -152,7 +152,8 @@ class Session:
             from ._ownership import this_process
             from ._workshop import CONTROLLER
 
-            workerinput[CONTROLLER] = str(this_process())
+            with contextlib.suppress(CgroupError):  # then the worker ends as it does without us
+                workerinput[CONTROLLER] = str(this_process())
 
     def after_collection(self) -> str | None:
         """The rung, in one line, once it is known that a contained test was collected."""
@@ -176,7 +177,10 @@ class Session:
     def close(self) -> None:
         """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""
         if self._host is not None and os.getpid() == self._owner:
-            self._host.close()
+            try:
+                self._host.close()
+            except (CgroupError, OSError) as error:  # the run is over, and its verdicts stand
+                sys.stderr.write(f"pytest-cgroup: can't clean up after this run: {error}\n")
 
     def _use(self) -> tuple[Host, Backend]:
         """The host and the backend, chosen on first use.

@@ -72,7 +72,8 @@ _ALWAYS = {
     "clear_capabilities": ("EPERM",),
     "effective_capabilities": ("EPERM",),
 }
-_OF_DESCRIPTORS = {"read": _READ, "pread": _READ, "write": _WRITE, "ftruncate": {"file": ("EIO", "EPERM")}}
+_OF_DESCRIPTORS: dict[str, dict[str, tuple[str, ...]]] = {"read": _READ, "pread": _READ, "write": _WRITE}
+_OF_DESCRIPTORS["ftruncate"] = {"file": ("EIO", "EPERM")}
 _OF_PATHS: dict[str, dict[str, tuple[str, ...]]] = {
     "mkdir": {"cgroup": _MKDIR},
     "rmdir": {"cgroup": _RMDIR},
@@ -116,7 +117,7 @@ def install(fault: tuple[str, int, int] | None, told: str, role: str = "p") -> N
         for name in names:
             if hasattr(module, name):
                 setattr(module, name, _counted(name, getattr(module, name)))
-    builtins.open = _counted("open", builtins.open)  # type: ignore[assignment]
+    builtins.open = _counted("open", builtins.open)
     from pytest_cgroup import _syscalls
 
     for name in _ALWAYS:

@@ -38,7 +38,7 @@ def _load() -> None:
     import importlib
     import pkgutil
 
-    import _pytest.junitxml
+    import _pytest.junitxml  # noqa: F401
     import psutil  # noqa: F401
     import pytest  # noqa: F401
 
