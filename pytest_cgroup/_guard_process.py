@@ -82,8 +82,10 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
     from pytest_cgroup._ownership import Owner
     from pytest_cgroup._process import ProcessId, send_signal
     from pytest_cgroup._recover import Cleaned, below, end_processes, end_reapers, end_session, sweep, trees_of
+    from pytest_cgroup.exceptions import CgroupError
 
-    send_signal(OWNER, 9)
+    with contextlib.suppress(OSError):
+        send_signal(OWNER, 9)
     select.select([OWNER], [], [], PATIENCE_SECONDS)
     asked = json.loads(orders)
     pid, start_time, *namespaces = asked["owner"]
@@ -94,12 +96,18 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         roots = [ProcessId(*map(int, line.split())) for line in told if _is_identity(line)]
-        if session is not None:
-            cleaned.left.clear()
-            end_session(trees_of(session), tuple(asked["enabled"]), cleaned)
-        if roots or asked["cookie"]:
-            end_processes(lambda: below(roots, owner), cleaned)  # noqa: B023 (it is called at once)
-            end_reapers(roots)
+        cleaned.left.clear()
+        try:
+            if session is not None:
+                end_session(trees_of(session), tuple(asked["enabled"]), cleaned)
+            if roots or asked["cookie"]:
+                end_processes(lambda: below(roots, owner), cleaned)  # noqa: B023 (it is called at once)
+                end_reapers(roots)
+        except (OSError, CgroupError) as error:  # for want of memory, say: it is tried again, until there is no time
+            cleaned.left["/proc"] = str(error)
+            if time.monotonic() < deadline:
+                time.sleep(0.001)
+                continue
         # Whoever pytest had forked holds the pipe, until it is killed: it may just be on the way into a container.
         if not select.select([PIPE], [], [], 0.02)[0]:
             text = b""
@@ -110,7 +118,8 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
         if time.monotonic() > deadline:
             break
     if session is not None:
-        sweep(session)  # the controller's, which none but its workers' guards knows of
+        with contextlib.suppress(OSError, CgroupError):
+            sweep(session)  # the controller's, which none but its workers' guards knows of
     with contextlib.suppress(OSError):  # nobody reads
         _tell(pid, str(cleaned) if cleaned.killed else "", cleaned.left)
 

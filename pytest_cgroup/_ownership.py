@@ -133,11 +133,15 @@ def is_session(name: str) -> bool:
 
 
 def owner_of(pid: int) -> Owner | None:
-    """Whose contained process *pid* was executed as, by its environment; None if nobody's, or if that can't be read."""
+    """Whose contained process *pid* was executed as, by its environment; None if nobody's, or another user's.
+
+    Raises:
+        OSError: it can't be read for another reason, as for want of a descriptor.
+    """
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
             environment = f.read()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     for variable in environment.split(b"\0"):
         if variable.startswith(f"{COOKIE}=".encode()):

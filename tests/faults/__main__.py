@@ -1,4 +1,4 @@
-"""Every fault of every scenario: ``python -m tests.faults [SCENARIO…] [--jobs N] [--every N] [--only TEXT]``."""
+"""Every fault of every scenario: ``python -m tests.faults [SCENARIO…] [--jobs N] [--most N] [--only TEXT]``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from queue import Empty, Queue
 
-from tests.faults.runs import Fault, complaints, faults_of, zygote
+from tests.faults.runs import Fault, complaints, faults_of, some_of, zygote
 from tests.faults.scenarios import SCENARIOS, Scenario
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*", default=[*SCENARIOS])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--most", type=int, default=10**9, help="so many of those that are alike (see `Fault.kind`)")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--only", default="", help="faults whose description has this text")
     parser.add_argument("--verbose", action="store_true", help="the whole output of each run that is complained of")
@@ -37,7 +38,8 @@ def _all_of(scenario: Scenario, options: argparse.Namespace) -> int:
         if found := complaints(scenario, counted, None):
             print(f"{scenario.name}: without a fault: {found}\n{counted['text']}")
             return 1
-    faults = [fault for fault in faults_of(counted["calls"]) if options.only in str(fault)][:: options.every]
+    faults = some_of(faults_of(counted["calls"]), options.most)
+    faults = [fault for fault in faults if options.only in str(fault)][:: options.every]
     todo: Queue[Fault] = Queue()
     for fault in faults:
         todo.put(fault)

@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 PREFIX = "pytest-cgroup-"
 #: how long what is on its way out may take; a guard may wait for a process in uninterruptible sleep for 10 s
 _LEAVE_SECONDS = 15.0
+#: how long a guard may take that does what it can
+_GUARD_SECONDS = 3.0
 
 
 def serve() -> None:
@@ -58,8 +60,9 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
             the fault is in the guard, ``timeout`` in seconds, ``environment``: what is added to it.
 
     Returns:
-        ``status``, ``text`` of stdout and stderr, ``hung``, ``orphans`` and ``cgroups`` that outlived it, and the
-        ``calls`` that were told.
+        ``status``, ``text`` of stdout and stderr, ``hung``, ``orphans`` and ``cgroups`` that outlived it, ``cleaned``:
+            if it was killed, whether `clean` was called, before it was looked for those, and the ``calls`` that were
+            told.
     """
     directory = tempfile.mkdtemp(prefix="faults-")  # no `with`: the child would leave it as well
     os.chmod(directory, 0o755)
@@ -68,14 +71,21 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
     if (pid := os.fork()) == 0:
         _be_pytest(asked, directory, told, output)
     status, hung = _wait(pid, asked.get("timeout", 30.0))
-    orphans = _children() if hung else _who_stays()
+    killed = status == -signal.SIGKILL
+    orphans = _children() if hung else _who_stays(_GUARD_SECONDS if killed else _LEAVE_SECONDS)
     cgroups = _cgroups_of(pid)
+    cleaned = False
+    if killed and (orphans or cgroups):  # so there was no guard, or it has failed
+        cleaned = True
+        _clean()
+        orphans, cgroups = _who_stays(_GUARD_SECONDS), _cgroups_of(pid)
     answer = {
         "pid": pid,
         "status": status,
         "hung": hung,
         "orphans": [_command(one) for one in orphans],
         "cgroups": cgroups,
+        "cleaned": cleaned,
         "text": _text(output),
         "calls": [json.loads(line) for line in _text(told).splitlines()],
     }
@@ -145,9 +155,21 @@ def _reap() -> None:
             pass
 
 
-def _who_stays() -> list[int]:
+def _clean() -> None:
+    """What a user would do then, or the next session."""
+    from pytest_cgroup._recover import clean
+
+    if (pid := os.fork()) == 0:
+        try:
+            clean()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _who_stays(seconds: float) -> list[int]:
     """Whoever is still there when everybody has had time to leave."""
-    deadline = time.monotonic() + _LEAVE_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         _reap()
         if not (left := _children()) or time.monotonic() > deadline:
