@@ -279,7 +279,7 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
         return None
     except (psutil.Error, OSError):  # that it is there is known, and no more
         return Leak(
-            pid=pid, argv=(f"[{_comm(pid)}]",), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="?"
+            pid=pid, argv=(f"[{comm(pid)}]",), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="?"
         )
     with process.oneshot():
         name = ask(process.name) or "?"
