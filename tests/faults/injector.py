@@ -5,7 +5,8 @@ modules are counted alone. What a fork starts counts for itself, and is known by
 process that it forks ``"p.1"``, the second ``"p.2"``, the first process of that ``"p.2.1"``. So a run that does
 the same again makes the same calls, whoever is faster. The guard, a program of its own, is ``"g"``.
 
-EINTR is not here: Python itself calls again then (PEP 475), and below that seam strace looks (`test_strace`).
+EINTR is here for directories only: elsewhere Python itself calls again (PEP 475), and below that seam strace looks
+(`test_strace`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _WRITE = {
     "file": ("EIO", "ENOSPC"),
     "pipe": (),
 }
-_LIST = {"cgroup": ("EACCES", "EMFILE", "ENODEV", "ENOMEM"), "proc": ("EACCES", "EMFILE", "ENOMEM"), "file": ()}
+_LIST = {"cgroup": ("EACCES", "EINTR", "EMFILE", "ENODEV", "ENOMEM"), "proc": ("EACCES", "EINTR", "EMFILE", "ENOMEM")}
 _STAT = {"cgroup": ("EACCES", "ENOMEM"), "proc": ("EACCES", "ENOMEM"), "file": ()}
 _XATTR = {"cgroup": ("EACCES", "ENOMEM", "ENOSPC", "EPERM"), "file": ()}
 _ALWAYS = {
