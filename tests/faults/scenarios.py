@@ -77,6 +77,32 @@ def test_killed():
     os.kill(PYTEST, signal.SIGKILL)
     os.execvp("sleep", ["sleep", "120"])  # what was not executed has no mark in the process backend
 """
+_MANY = """
+import time
+
+@contained
+@pytest.mark.parametrize("number", range(3))
+def test_pass(number):
+    subprocess.run(["true"], check=True)
+    time.sleep(0.03)
+
+@contained
+def test_leak():
+    subprocess.Popen(["sleep", "120"], start_new_session=True)
+
+@contained
+def test_fail():
+    assert not "this"
+
+@contained(pid_ns=True)
+def test_pid_ns():
+    subprocess.run(["true"], check=True)
+    time.sleep(0.03)
+
+@contained(pid_ns=True)
+def test_pid_ns_leak():
+    subprocess.Popen(["sleep", "120"], start_new_session=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +133,25 @@ class Scenario:
 
 _ALL = {"test_pass": "passed", "test_leak": "failed", "test_fail": "failed", "test_crash": "failed"}
 _THREE = {"test_pass": "passed", "test_leak": "failed", "test_fail": "failed"}
+_MANY_VERDICTS = {
+    **{f"test_pass[{number}]": "passed" for number in range(3)},
+    "test_leak": "failed",
+    "test_fail": "failed",
+    "test_pid_ns": "passed",
+    "test_pid_ns_leak": "failed",
+}
+_XDIST = ("-pxdist.plugin", "-n2")
+_IN_PROCESS = "--cgroup-backend=process"
+#: those in which somebody is killed
+KILLS = {
+    one.name: one
+    for one in (
+        Scenario("cgroup", _MANY, _MANY_VERDICTS),
+        Scenario("process", _MANY, _MANY_VERDICTS, (_IN_PROCESS,)),
+        Scenario("cgroup-xdist", _MANY, _MANY_VERDICTS, _XDIST),
+        Scenario("process-xdist", _MANY, _MANY_VERDICTS, (_IN_PROCESS, *_XDIST)),
+    )
+}
 SCENARIOS = {
     one.name: one
     for one in (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -56,8 +57,8 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
     """One run.
 
     Args:
-        asked: ``arguments`` of pytest, ``cwd``, ``fault`` (see the injector; None counts the calls), ``guard``: whether
-            the fault is in the guard, ``timeout`` in seconds, ``environment``: what is added to it.
+        asked: ``arguments`` of pytest, ``cwd``, ``fault`` (see the injector; None counts the calls), ``kill``: see
+            `Hunt`, ``timeout`` in seconds, ``environment``: what is added to it.
 
     Returns:
         ``status``, ``text`` of stdout and stderr, ``hung``, ``orphans`` and ``cgroups`` that outlived it, ``cleaned``:
@@ -70,15 +71,16 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
     sys.stdout.flush()
     if (pid := os.fork()) == 0:
         _be_pytest(asked, directory, told, output)
-    status, hung = _wait(pid, asked.get("timeout", 30.0))
-    killed = status == -signal.SIGKILL
+    hunt = Hunt(pid, asked.get("kill") or [])
+    status, hung = hunt.follow(asked.get("timeout", 30.0))
+    killed = status == -signal.SIGKILL or bool(asked.get("kill"))
     orphans = _children() if hung else _who_stays(_GUARD_SECONDS if killed else _LEAVE_SECONDS)
-    cgroups = _cgroups_of(pid)
+    cgroups = _cgroups_of(hunt.seen)
     cleaned = False
     if killed and (orphans or cgroups):  # so there was no guard, or it has failed
         cleaned = True
         _clean()
-        orphans, cgroups = _who_stays(_GUARD_SECONDS), _cgroups_of(pid)
+        orphans, cgroups = _who_stays(_GUARD_SECONDS), _cgroups_of(hunt.seen)
     answer = {
         "pid": pid,
         "status": status,
@@ -87,6 +89,7 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
         "cgroups": cgroups,
         "cleaned": cleaned,
         "text": _text(output),
+        "victims": hunt.victims,
         "calls": [json.loads(line) for line in _text(told).splitlines()],
     }
     _kill_all()
@@ -115,7 +118,8 @@ def _be_pytest(asked: dict[str, Any], directory: str, told: str, output: str) ->
     with open(wrapper, "w", encoding="utf-8") as f:
         f.write(_GUARD.format(path=sys.path, fault=fault, told=told, real=real))
     pytest_cgroup._guard_process.__file__ = wrapper
-    install(None if fault is None else tuple(fault), told)
+    if not asked.get("kill"):
+        install(None if fault is None else tuple(fault), told)
     sys.exit(int(pytest.main(asked["arguments"])))
 
 
@@ -133,20 +137,78 @@ os._exit(0)
 """
 
 
-def _wait(pid: int, timeout: float) -> tuple[int | None, bool]:
-    """The exit code, as subprocess has it, and whether it came in time. Orphans that end meanwhile are reaped."""
-    fd = os.pidfd_open(pid)
-    hung = not select.select([fd], [], [], timeout)[0]
-    os.close(fd)
-    if hung:
-        return None, True
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), False
+class Hunt:
+    """Waits for a run's end, and kills who is to be killed meanwhile.
+
+    Args:
+        pid: the run's.
+        orders: who, and when: ``[["guard", 0.2], ["pytest", 0.4]]``, in seconds after the start.
+    """
+
+    def __init__(self, pid: int, orders: list[tuple[str, float]]) -> None:
+        self.pid = pid
+        self._orders = sorted(orders, key=lambda order: order[1])
+        #: everybody who may have a session: pytest, and the workers of pytest-xdist
+        self.seen = {pid}
+        #: who was killed, and what he was; nobody where there was none of that kind
+        self.victims: list[str] = []
+
+    def follow(self, timeout: float) -> tuple[int | None, bool]:
+        """The exit code, as subprocess has it, and whether the run hangs."""
+        begun = time.monotonic()
+        fd = os.pidfd_open(self.pid)
+        try:
+            for who, after in self._orders:
+                while (left := begun + after - time.monotonic()) > 0:
+                    if select.select([fd], [], [], min(left, 0.02))[0]:
+                        break
+                    self._look_around()
+                self._kill(who)
+            if not select.select([fd], [], [], timeout)[0]:
+                return None, True
+        finally:
+            os.close(fd)
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status), False
+
+    def _look_around(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {"pytest": [self.pid], "worker": [], "guard": [], "init": [], "child": []}
+        todo = _children()
+        for pid in todo:
+            below = _children(pid)
+            todo += below
+            if (kind := _kind(pid, below)) in found and pid != self.pid:
+                found[kind].append(pid)
+        self.seen.update(found["worker"])
+        return found
+
+    def _kill(self, who: str) -> None:
+        candidates = self._look_around()[who]
+        if candidates:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim := random.choice(candidates), signal.SIGKILL)
+                self.victims.append(f"{who} {victim}")
 
 
-def _children() -> list[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as f:
-        return [int(word) for word in f.read().split()]
+def _kind(pid: int, below: list[int]) -> str:
+    command = _command(pid)
+    if "guard.py" in command or "_guard_process.py" in command:
+        return "guard"
+    if "exec(eval(" in command:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+            parent = int(f.read().rpartition(")")[2].split()[1])
+            if "exec(eval(" not in _command(parent):
+                return "worker"
+    elif "tests.faults.zygote" not in command:
+        return "program"
+    return "init" if any(_kind(one, []) == "child" for one in below) else "child"
+
+
+def _children(pid: int | None = None) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError), open(f"/proc/{pid or os.getpid()}/task/{pid or os.getpid()}/children") as f:
+        found = [int(word) for word in f.read().split()]
+    return found
 
 
 def _reap() -> None:
@@ -198,18 +260,18 @@ def _command(pid: int) -> str:
         return f"{pid} (gone)"
 
 
-def _cgroups_of(pid: int) -> list[str]:
-    """The cgroups of the sessions of *pid*, in every hierarchy, inner ones last."""
+def _cgroups_of(pids: set[int]) -> list[str]:
+    """The cgroups of the sessions of *pids*, in every hierarchy, inner ones last."""
     with open("/proc/self/mountinfo", encoding="utf-8") as f:
         rows = [line.split(" - ") for line in f]
     mounts = dict.fromkeys(row[0].split()[4] for row in rows if row[1].startswith("cgroup"))
-    mark = f"/{PREFIX}{pid}-"
+    marks = [f"/{PREFIX}{pid}-" for pid in pids]
     return [
         f"{directory}/{name}"
         for mount in mounts
         for directory, names, _ in os.walk(mount)
         for name in names
-        if mark in f"{directory}/{name}"
+        if any(mark in f"{directory}/{name}" for mark in marks)
     ]
 
 
