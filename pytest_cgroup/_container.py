@@ -45,6 +45,8 @@ log = logging.getLogger("pytest_cgroup")
 SETTLE_SECONDS = 0.1
 #: how long a killed tree may take to be gone: more is a task in uninterruptible sleep
 KILL_SECONDS = 10.0
+#: how long a reaper may take to end when its container is empty
+_REAPER_SECONDS = 0.5
 #: as often it is looked who is left, if looking fails
 _LOOKS = 3
 
@@ -302,6 +304,7 @@ class Container:
         direct child has ended, which it does when nothing is left below it.
         """
         deadline = time.monotonic() + KILL_SECONDS
+        patience = time.monotonic() + _REAPER_SECONDS
         if self._reaper is None:
             self._signal_child(signal.SIGKILL)
         while True:
@@ -310,6 +313,16 @@ class Container:
                 return emptied
             self._read_status()  # who the reaper is, where a namespace keeper stands above it
             self._signal_child(signal.SIGKILL if self._reaper is None else signal.SIGCONT)  # it may have been stopped
+            if emptied and self.ended and time.monotonic() > patience:
+                self._kill_reaper()
+
+    def _kill_reaper(self) -> None:
+        """Nobody is left in the container but the reaper: somebody has left the cgroup, and not the pid namespace."""
+        if self._reaper is not None and self._reaper != self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._reaper, signal.SIGKILL)  # its parent has not reaped it, or that would have ended
+        else:
+            self._signal_child(signal.SIGKILL)
 
     def _signal_child(self, number: int) -> None:
         if self._pidfd is not None and not self._reaped:
