@@ -24,11 +24,16 @@ from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
 from ._outcome import Usage
 from ._process import SIGKILL, signal_members, wait_gone
 from ._refusal import refused
+from .exceptions import ContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "pytest-cgroup-"
+#: of cgroup.procs: the cgroup is gone, or it is a threaded one, whose processes are listed above it
+_NO_LIST = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
+#: as often rmdir is tried again after any refusal but EBUSY
+_MOST_REFUSALS = 5
 
 
 class Cgroup:
@@ -81,12 +86,14 @@ class Cgroup:
             for directory in self.directories:
                 os.mkdir(directory, 0o700)
                 made.append(directory)
-        except OSError as error:
+            if cpuset := self.controllers.get("cpuset"):
+                v1.adopt_cpuset(cpuset)
+        except (OSError, ContainerError) as error:
             for path in reversed(made):
-                os.rmdir(path)
+                remove_quietly(path)
+            if isinstance(error, ContainerError):
+                raise
             raise refused("cannot make a cgroup", error, path=directory, operation="mkdir") from error
-        if cpuset := self.controllers.get("cpuset"):
-            v1.adopt_cpuset(cpuset)
 
     def remove(self, timeout: float = 2.0) -> None:
         """Remove the directories, inner ones that somebody made first. They must be empty, or become so.
@@ -145,12 +152,19 @@ class Cgroup:
                 raise refused("cannot join a cgroup", error, path=path, operation="write", value=pid) from error
 
     def pids(self) -> list[int]:
-        """The pids in it and below it, without zombies, each once."""
+        """The pids in it and below it, without zombies, each once.
+
+        Raises:
+            OSError: they can't be read.
+        """
         found: dict[int, None] = {}
         for directory in self.directories[:1]:
             for path in _tree(directory):
-                with contextlib.suppress(OSError):
+                try:
                     found.update(dict.fromkeys(map(int, read_file(f"{path}/cgroup.procs").split())))
+                except OSError as error:
+                    if error.errno not in _NO_LIST:
+                        raise
         return list(found)
 
     @property
@@ -194,21 +208,32 @@ class Cgroup:
                 return
             except OSError:
                 pass  # older than 5.14
-        self.freeze()
-        self.signal(SIGKILL)
-        self.thaw()
+        with contextlib.suppress(OSError, ContainerError):  # who can't be stopped is killed all the same
+            self.freeze()
+        try:
+            self.signal(SIGKILL)
+        finally:
+            self.thaw()
 
     def signal(self, number: int) -> None:
         """Signal every process in it and below it."""
         signal_members(self.pids, number)
 
     def kill_until_empty(self, timeout: float) -> bool:
-        """Kill again and again until nothing is left, as kernels before 6.x may let a fork slip through cgroup.kill."""
+        """Kill again and again until nothing is left, as kernels before 6.x may let a fork slip through cgroup.kill.
+
+        Whatever else the kernel refuses meanwhile is no reason to give up before.
+        """
         deadline = time.monotonic() + timeout
         while True:
-            self.kill()
-            if self.wait_empty(min(0.5, max(0.0, deadline - time.monotonic()))):
-                return True
+            try:
+                self.kill()
+                if self.wait_empty(min(0.5, max(0.0, deadline - time.monotonic()))):
+                    return True
+            except (OSError, ContainerError):
+                if not self.exists:
+                    return True
+                time.sleep(0.001)
             if time.monotonic() >= deadline:
                 return False
 
@@ -257,11 +282,11 @@ class Cgroup:
             ContainerError: the file is not offered, the value is refused, or what was read back is not what was asked
                 (beyond the kernel's own rounding to pages).
         """
-        if self._on_v1(name) and (translated := v1.WRITERS.get(name)):
-            return translated(self.controllers, value)
         directory = self._directories_of(name)[0]
         path = f"{directory}/{name}"
         try:
+            if self._on_v1(name) and (translated := v1.WRITERS.get(name)):
+                return translated(self.controllers, value)
             write_file(path, value)
             return read_file(path).strip()
         except OSError as error:
@@ -283,7 +308,9 @@ class Cgroup:
     def events(self, name: str) -> dict[str, int]:
         """``memory.events``, ``memory.events.local`` or ``pids.events``; a key that is not offered is missing."""
         if name.startswith("memory.") and (directory := self._on_v1(name)):
-            return v1.memory_events(directory)
+            with contextlib.suppress(OSError):
+                return v1.memory_events(directory)
+            return {}
         return flat_keyed(self.read(name) or "")
 
     def usage(self) -> Usage:
@@ -321,7 +348,9 @@ class Cgroup:
 
     def _cpu_usec(self) -> dict[str, int]:
         if self.unified:
-            return flat_keyed(read_file(f"{self.unified}/cpu.stat"))
+            with contextlib.suppress(OSError):
+                return flat_keyed(read_file(f"{self.unified}/cpu.stat"))
+            return {}
         return v1.cpu_usec(self.controllers)
 
     def _throttled_usec(self, cpu: Mapping[str, int]) -> int | None:
@@ -376,8 +405,14 @@ def _tree(directory: str) -> list[str]:
     return found
 
 
+def remove_quietly(directory: str) -> None:
+    """Remove a directory that was just made and is not to be used, if it lets itself be removed."""
+    with contextlib.suppress(OSError):
+        _remove_tree(directory, time.monotonic())
+
+
 def _remove_tree(directory: str, deadline: float) -> None:
-    pause = 0.0
+    pause, refusals = 0.0, 0
     while True:
         try:
             for path in reversed(_tree(directory)) if pause else (directory,):
@@ -385,7 +420,9 @@ def _remove_tree(directory: str, deadline: float) -> None:
                     os.rmdir(path)
             return
         except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
+            busy = error.errno in (errno.EBUSY, errno.ENOTEMPTY)
+            refusals += not busy  # some pass, as ENOMEM does: what is left behind is worth asking once more
+            if refusals > _MOST_REFUSALS or (busy and time.monotonic() > deadline):
                 raise
             time.sleep(pause)  # the kernel has no event for "rmdir would work now"
             pause = min(max(pause * 2, 0.0005), 0.05)

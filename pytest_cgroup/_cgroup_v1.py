@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ._kernel_files import read_file, write_file
 from ._kernel_text import flat_keyed
+from ._refusal import refused
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
@@ -104,10 +105,18 @@ def _cpuset(directories: Directories, value: str) -> str:
 
 
 def adopt_cpuset(directory: str) -> None:
-    """Give a new v1 cpuset its parent's CPUs and memory nodes: it is made with none, and then takes no task."""
+    """Give a new v1 cpuset its parent's CPUs and memory nodes: it is made with none, and then takes no task.
+
+    Raises:
+        ContainerError: the kernel refused it.
+    """
     for name in ("cpuset.mems", "cpuset.cpus"):
-        if not read_file(f"{directory}/{name}").strip():
-            _write(f"{directory}/{name}", read_file(f"{os.path.dirname(directory)}/{name}").strip())
+        path = f"{directory}/{name}"
+        try:
+            if not read_file(path).strip():
+                _write(path, read_file(f"{os.path.dirname(directory)}/{name}").strip())
+        except OSError as error:
+            raise refused("can't take over the cpuset above", error, path=path, operation="read") from error
 
 
 def _io_max(directories: Directories, value: str) -> str:
@@ -184,7 +193,10 @@ def oom_eventfd(directory: str) -> int | None:
 
     v1 has no memory.oom.group: who wants one OOM kill to end the container must be told of it (memory.rst, section 10).
     """
-    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError:
+        return None
     try:
         control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -48,14 +48,14 @@ class Child:
         self.container = container
         self._judge = judge
         self._output = output
-        self._pipe, pipe = os.pipe()
-        self._stacks, stacks = os.pipe()
         go: int | None = None
         self._go: int | None = None
-        if in_step:
-            go, self._go = os.pipe()
+        self._pipe, pipe, self._stacks, stacks, *go_on = _pipes(3 if in_step else 2)
+        if go_on:
+            go, self._go = go_on
         #: the child's ends of the pipes, until either process has closed its own: messages, stacks, "go on"
         self.ends: tuple[int, int, int | None] = pipe, stacks, go
+        self._ends_open = True
         self._open = True
         self._decoder = Decoder()
         self._pieces: list[bytes] = []
@@ -73,8 +73,10 @@ class Child:
         container.before_kill = self._ask_for_stacks
 
     def forked(self) -> None:
-        """In the parent, after the fork."""
-        _close(*self.ends)
+        """In the parent, after the fork, or where there will be none."""
+        if self._ends_open:
+            self._ends_open = False
+            _close(*self.ends)
         os.set_blocking(self._pipe, False)
         os.set_blocking(self._stacks, False)
 
@@ -96,6 +98,11 @@ class Child:
         if self.container.spec.pid_ns:
             return {}
         return {pid: tuple(map(str, above)) for pid, above in self._told_of_pids("family").items()}
+
+    @property
+    def untold(self) -> str | None:
+        """What it could not find out, and should have told."""
+        return str(self.end["untold"]) if "untold" in self.end else None
 
     @property
     def zombies(self) -> dict[int, str]:
@@ -162,15 +169,20 @@ class Child:
         """After Ctrl-C the test tears down what it set up, as it would without us; after a while it is killed."""
         container, readers = self.container, {self._pipe: self._read, self._stacks: self._read_stacks}
         until = time.monotonic() + _INTERRUPT_SECONDS / 2
-        before = switches(container.tree.pids())
+        before = self._stirring()
         while not (self._has_stopped() or container.ended):
             container.watch(readers, self._has_stopped, timeout=0.3)
-            now = switches(container.tree.pids())
+            now = self._stirring()
             if (now is not None and now == before) or time.monotonic() > until:
                 container.signal(signal.SIGINT)  # it has not stirred: somebody signalled pytest alone
                 break
             before = now
         container.watch(readers, lambda: False, timeout=_INTERRUPT_SECONDS)
+
+    def _stirring(self) -> dict[int, str] | None:
+        with contextlib.suppress(OSError):
+            return switches(self.container.tree.pids())
+        return None
 
     def _has_stopped(self) -> bool:
         self._take_pieces()
@@ -242,6 +254,8 @@ class Child:
             _seam.set_terminal_line(config, message.get("line"))
         elif "debugger" in message:
             self._set_debugging(bool(message["debugger"]))
+        elif "refused" in message:
+            self.container.refused(str(message["refused"]))
         elif message.get("end"):
             self.end = message
         else:
@@ -289,6 +303,18 @@ def _record_warning(item: pytest.Item, data: dict[str, Any]) -> None:
 
 
 def _nothing() -> None: ...
+
+
+def _pipes(count: int) -> list[int]:
+    """The two ends of so many pipes, or none."""
+    fds: list[int] = []
+    try:
+        for _ in range(count):
+            fds += os.pipe()
+    except OSError:
+        _close(*fds)
+        raise
+    return fds
 
 
 def _close(*fds: int | None) -> None:

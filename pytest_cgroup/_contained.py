@@ -156,13 +156,24 @@ class Contained:
         """Start the container and fork into it; True in the child."""
         __tracebackhide__ = True
         workshop = self.workshop
+        workshop.warn_of_no_guard(self.item)
         workshop.warn_of_threads(self.item)
         container = workshop.new_container(self.item, self.spec)
         try:
             container.start()
-        except ContainerError as error:
+            self.container = container
+            forked = self._fork_into(container)
+        except (ContainerError, OSError) as error:
+            if self._child is not None:
+                self._child.forked()
+            self.abort()
             raise pytest.fail.Exception(f"contained: {error}", pytrace=False) from None
-        self.container = container
+        if forked:
+            self._become_inside(container)
+        return forked
+
+    def _fork_into(self, container: Container) -> bool:
+        workshop = self.workshop
         output = workshop.output
         output.prepare(_seam.pending_output(workshop.config))
         _flush(workshop.config)
@@ -171,32 +182,30 @@ class Contained:
             faulthandler.cancel_dump_traceback_later()  # or the child, which has no such thread, would wait for its end
         frozen = gc.get_freeze_count()
         gc.freeze()  # or the child's collections would touch, and so copy, every page of pytest's
+        forked = False
         try:
-            forked = container.fork()
-        except ContainerError as error:
-            child.forked()
-            self.abort()
-            raise pytest.fail.Exception(f"contained: {error}", pytrace=False) from None
-        if forked:
-            self._become_inside(container, child)
-            return True
-        self._bend_hooks()
-        if not frozen:
-            gc.unfreeze()
+            if not (forked := container.fork()):
+                child.forked()
+        finally:
+            if not (frozen or forked):
+                gc.unfreeze()
+        if not forked:
             workshop.collect_garbage()
-        child.forked()
-        return False
+            self._bend_hooks()
+        return forked
 
-    def _become_inside(self, container: Container, child: Child) -> None:
+    def _become_inside(self, container: Container) -> None:
+        child = self._child
+        assert child is not None, "it has been forked"
         for name in ("setup", "teardown"):
             del vars(self.item)[name]
         child.close()
-        inside = self.workshop.inside = Inside(self.item, self.workshop.output, *child.ends, self._hooks)
+        inside = self.workshop.inside = Inside(self.item, self.workshop.output, child.ends, self._hooks)
         inside.part = container.tree.part
         try:
             inside.begin()
         except BaseException as error:  # or this would go on as a second pytest
-            inside.interrupted(error)
+            inside.refuse(error)
 
     # waiting
 
@@ -240,6 +249,7 @@ class Contained:
         finally:
             child.drain()
             child.close()
+        self._judge.untold = container.untold or child.untold
         crashed_in = self._judge.crashed_in
         self._judge.outcome = dataclasses.replace(
             outcome,

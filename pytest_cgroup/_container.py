@@ -45,6 +45,10 @@ log = logging.getLogger("pytest_cgroup")
 SETTLE_SECONDS = 0.1
 #: how long a killed tree may take to be gone: more is a task in uninterruptible sleep
 KILL_SECONDS = 10.0
+#: how long a reaper may take to end when its container is empty
+_REAPER_SECONDS = 0.5
+#: as often it is looked who is left, if looking fails
+_LOOKS = 3
 
 
 class Container:
@@ -80,6 +84,8 @@ class Container:
         self._error: ContainerError | None = None
         self._notes: list[str] = []
         self._outcome: Outcome | None = None
+        #: what `destroy` could not find out, and should have
+        self.untold: str | None = None
         #: called just before a container is killed at a deadline, while everything in it still lives
         self.before_kill: Callable[[], None] = lambda: None
 
@@ -107,7 +113,10 @@ class Container:
         """
         shape = Shape.of(self.spec, self.backend, self._host)
         _syscalls.load()  # here, once, and not in every child
-        status_reader, status = os.pipe()
+        try:
+            status_reader, status = os.pipe()
+        except OSError as error:
+            raise no_fork(error) from error
         self._started_at = time.monotonic()
         try:
             guard = self._host.guard
@@ -125,12 +134,28 @@ class Container:
         os.close(status)
         os.set_blocking(status_reader, False)
         self._pid, self._status = pid, status_reader
-        self._pidfd = pidfd_open(pid)
         self._reaper = pid if shape.reaper else None
         self.tree.started(pid)
+        try:
+            self._pidfd = pidfd_open(pid)
+        except OSError as error:
+            self._end_unseen()
+            raise no_fork(error) from error
         if self.spec.timeout is not None:
             self._deadline = self._started_at + self.spec.timeout
         return False
+
+    def _end_unseen(self) -> None:
+        """The child can't be watched: it is ended at once. Its pid is its own until it is waited for."""
+        self.tree.kill(KILL_SECONDS)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        self.tree.kill(KILL_SECONDS)
+
+    def refused(self, why: str) -> None:
+        """The first process is in, and could not go on from there."""
+        self._error = self._error or ContainerError(f"the test could not be begun: {why}", operation="enter")
 
     # watching it
 
@@ -279,14 +304,30 @@ class Container:
         direct child has ended, which it does when nothing is left below it.
         """
         deadline = time.monotonic() + KILL_SECONDS
-        if self._pidfd is not None and not self._reaped and self._reaper is None:
-            send_signal(self._pidfd, signal.SIGKILL)
+        patience = time.monotonic() + _REAPER_SECONDS
+        if self._reaper is None:
+            self._signal_child(signal.SIGKILL)
         while True:
             emptied = self.tree.kill(max(0.0, deadline - time.monotonic()))
             if self._child_ends_in(0.05) or time.monotonic() > deadline:
                 return emptied
             self._read_status()  # who the reaper is, where a namespace keeper stands above it
-            send_signal(self._pidfd or -1, signal.SIGCONT)  # it may have been stopped
+            self._signal_child(signal.SIGKILL if self._reaper is None else signal.SIGCONT)  # it may have been stopped
+            if emptied and self.ended and time.monotonic() > patience:
+                self._kill_reaper()
+
+    def _kill_reaper(self) -> None:
+        """Nobody is left in the container but the reaper: somebody has left the cgroup, and not the pid namespace."""
+        if self._reaper is not None and self._reaper != self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._reaper, signal.SIGKILL)  # its parent has not reaped it, or that would have ended
+        else:
+            self._signal_child(signal.SIGKILL)
+
+    def _signal_child(self, number: int) -> None:
+        if self._pidfd is not None and not self._reaped:
+            with contextlib.suppress(OSError):
+                send_signal(self._pidfd, number)
 
     def _child_ends_in(self, seconds: float) -> bool:
         if self._pidfd is None or self._reaped:
@@ -313,11 +354,12 @@ class Container:
 
     def signal(self, number: int) -> bool:
         """Signal the first process; where a reaper stands above it, the reaper passes the signal on."""
-        if self._reaper is not None and self._reaper != self._pid:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._reaper is not None and self._reaper != self._pid:
                 os.kill(self._reaper, number)  # its parent has not reaped it, or we would know: no reuse
-            return True
-        return self._pidfd is not None and send_signal(self._pidfd, number)
+                return True
+            return self._pidfd is not None and send_signal(self._pidfd, number)
+        return False
 
     def _limits(self) -> dict[str, str]:
         """What is in force: the cgroup's, read back, and what is watched from here."""
@@ -355,15 +397,15 @@ class Container:
         tree = self.tree
         leaks: list[Leak] = []
         try:
-            emptied = self.ended and self._cause is None and tree.settle(SETTLE_SECONDS)
+            emptied = self.ended and self._cause is None and self._settles(SETTLE_SECONDS)
             if self.ended and self._cause is None and not emptied:
-                me = os.getpid()
-                leaks = [leak for pid in tree.pids() if (leak := describe(pid, owner=owner, ancestors_until=me))]
+                leaks = self._left_behind(owner)
                 leaks = [dataclasses.replace(leak, parents=family.get(leak.pid, leak.parents)) for leak in leaks]
-                self._ask_to_end(tree)
+                with contextlib.suppress(OSError):
+                    self._ask_to_end(tree)
             wall = time.monotonic() - self._started_at if self._started_at else None
             if not (emptied and self._reaped) and not self._kill():
-                self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: pids {tree.pids()}")
+                self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: {self._who()}")
             self._end_child()
             usage = dataclasses.replace(tree.usage(), wall_seconds=wall)
             if self._cause == "oom":  # told of it, we may have been faster than the kernel's killer, and done its work
@@ -392,6 +434,32 @@ class Container:
         )
         return self._outcome
 
+    def _settles(self, timeout: float) -> bool:
+        """Whether nobody is left, as far as can be told."""
+        with contextlib.suppress(OSError):
+            return self.tree.settle(timeout)
+        return False
+
+    def _left_behind(self, owner: str | None) -> list[Leak]:
+        """Who is left. If somebody is, and who can't be told, that is no reason to say that nobody is."""
+        me, trouble = os.getpid(), None
+        for _ in range(_LOOKS):
+            try:
+                leaks = [leak for pid in self.tree.pids() if (leak := describe(pid, owner=owner, ancestors_until=me))]
+            except OSError as error:
+                trouble = error
+                continue
+            if leaks or self._settles(0.0):
+                return leaks
+        self.untold = f"what is left behind can't be told: {trouble or 'it is not listed'}"
+        return []
+
+    def _who(self) -> str:
+        try:
+            return f"pids {self.tree.pids()}"
+        except OSError as error:
+            return f"who, can't be told: {error}"
+
     def _ask_to_end(self, tree: Tree) -> None:
         """SIGTERM and `grace`, as long as needed and no longer, where that was asked for."""
         if self.spec.grace:
@@ -402,8 +470,12 @@ class Container:
         """The container is empty, so the direct child ends, and is reaped here; it is killed if it does not."""
         if self._pidfd is None or self._reaped:
             return
-        if not self._child_ends_in(0.0):
-            send_signal(self._pidfd, signal.SIGKILL)
+        deadline = time.monotonic() + KILL_SECONDS
+        while not self._child_ends_in(0.0):
+            self._signal_child(signal.SIGKILL)
+            if not self._child_ends_in(0.05) and time.monotonic() > deadline:  # in uninterruptible sleep
+                self._notes.append(f"the first process is still there {KILL_SECONDS:.0f} s after SIGKILL: {self._pid}")
+                return
         while self._read_status():
             if self._status_at_rest():
                 break

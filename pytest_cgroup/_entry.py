@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,8 +11,8 @@ from . import _syscalls
 from ._backends import namespaces_asked
 from ._namespaces import Namespaces, drop_privileges, enter_user_namespace, rejoin_pid, set_up, unshare_pid
 from ._process import fork, set_rlimits
-from ._reaper import NOT_ENTERED, become_reaper, keep_namespaces, tell
-from .exceptions import CgroupError
+from ._reaper import become_reaper, keep_namespaces, refuse
+from .exceptions import ContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from ._backends import Backend
     from ._host import Host
     from ._spec import Spec
+
+
+#: as often the way back to this process's own pid namespace is tried again
+_MOST_REFUSALS = 5
 
 
 class Shape(NamedTuple):
@@ -54,21 +59,37 @@ def fork_first(shape: Shape, status: int, announce: Callable[[], None]) -> int:
     if not shape.reaper:
         return fork()
     if not shape.pid_ns or shape.user_ns:
-        if pid := fork():
-            return pid
-        announce()
-        return keep_namespaces(status) if shape.pid_ns else become_reaper(status)
-    unshare_pid()  # for the children to come of this thread alone, until it is undone
-    pid = -1
-    try:
         pid = fork()
-    finally:
-        if pid:
-            rejoin_pid()
-    if pid == 0:
+    else:
+        unshare_pid()  # for the children to come of this thread alone, until it is undone
+        pid = -1
+        try:
+            pid = fork()
+        finally:
+            if pid:
+                _rejoin(pid)
+    if pid:
+        return pid
+    try:
         announce()
-        return become_reaper(status)
-    return pid
+        return keep_namespaces(status) if shape.pid_ns and shape.user_ns else become_reaper(status)
+    except BaseException as error:
+        refuse(status, error)
+
+
+def _rejoin(child: int) -> None:
+    """Where there is no way back, what was forked is the last of this process's children: and it is to go, too."""
+    for _ in range(_MOST_REFUSALS):
+        with contextlib.suppress(ContainerError):
+            return rejoin_pid()
+    try:
+        rejoin_pid()
+    except ContainerError:
+        if child > 0:
+            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+        raise
 
 
 def enter(spec: Spec, shape: Shape, join: Callable[[], None], *, keep: tuple[str, ...], status: int) -> None:
@@ -96,7 +117,5 @@ def enter(spec: Spec, shape: Shape, join: Callable[[], None], *, keep: tuple[str
         if shape.user_ns and not spec.user_ns and os.getuid() != 0:
             _syscalls.clear_capabilities()  # nobody asked for those of the user namespace, and no execve keeps them
     except BaseException as error:
-        what = str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}"
-        tell(status, error=what[:3000])
-        os._exit(NOT_ENTERED)
+        refuse(status, error)
     os.close(status)

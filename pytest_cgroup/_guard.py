@@ -39,10 +39,12 @@ from . import _guard_process
 from ._ownership import Owner, this_process
 from ._process import ProcessId, fork, pidfd_open
 from ._recover import sweep, sweep_processes
+from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ._cgroup import Cgroup
     from ._host import Host
 
 log = logging.getLogger("pytest_cgroup")
@@ -59,7 +61,7 @@ CONTROLLER = "pytest_cgroup_controller"
 
 def watch_over(
     host: Host, *, processes: bool, controller: str | None = None, in_place: Sequence[str] | None = None
-) -> None:
+) -> str | None:
     """Start the guard of *host*'s session, and clean up after sessions that had none to do so.
 
     Args:
@@ -67,15 +69,31 @@ def watch_over(
         processes: whether containers are no cgroups here, but trees of processes.
         controller: `str(Owner)` of the process that this one works for, and with which it is to end.
         in_place: where leaks are looked for in place, the globs of what is none; None where they are not.
+
+    Returns:
+        Why there is no guard, where there is none.
     """
     session = None if processes else host.placement.session
     if not os.environ.get(NO_RECOVERY):
-        if session is None:
-            sweep_processes()
-        else:
-            sweep(session)
+        try:
+            if session is None:
+                sweep_processes()
+            else:
+                sweep(session)
+        except (OSError, CgroupError) as error:  # whatever is left, it is not this run's
+            log.warning("can't look for what dead runs left behind: %s", error)
     if host.guard is not None or os.environ.get(SWITCH):
-        return
+        return None
+    try:
+        host.guard = _start_guard(host, session, processes=processes, controller=controller, in_place=in_place)
+    except (OSError, ValueError, CgroupError) as error:  # no process to be had, no interpreter to be executed
+        return f"there is no guard, and if pytest is killed it leaves its containers behind: {error}"
+    return None
+
+
+def _start_guard(
+    host: Host, session: Cgroup | None, *, processes: bool, controller: str | None, in_place: Sequence[str] | None
+) -> Guard:
     owner = this_process()
     orders = {
         "owner": [owner.process.pid, owner.process.start_time, *owner.namespaces],
@@ -86,10 +104,7 @@ def watch_over(
         "cookie": processes,
         "in_place": in_place,
     }
-    try:
-        host.guard = Guard(json.dumps(orders), _living(controller))
-    except (OSError, ValueError) as error:  # no process to be had, no interpreter to be executed
-        log.warning("there is no guard, and if pytest is killed it leaves its containers: %s", error)
+    return Guard(json.dumps(orders), _living(controller))
 
 
 def _living(controller: str | None) -> list[int]:
@@ -118,23 +133,39 @@ class Guard:
     def __init__(self, orders: str, others: list[int]) -> None:
         self._owner = os.getpid()
         argv = [sys.executable, "-I", "-S", "-B", _guard_process.__file__, orders, str(len(others))]
+        self._pipe = self._pidfd = -1
+        with contextlib.ExitStack() as stack:
+            for fd in others:
+                stack.callback(os.close, fd)
+            try:
+                self.pid = self._start(argv, others, stack)
+            except BaseException:
+                self._close()
+                raise
+
+    def _start(self, argv: list[str], others: list[int], stack: contextlib.ExitStack) -> int:
+        """Its pid; what only the guard needs is closed with *stack*."""
         reader, self._pipe = os.pipe()
+        stack.callback(os.close, reader)
         os.set_blocking(self._pipe, False)  # whatever becomes of the guard, no test hangs on it
         answer, told = os.pipe()
-        me = os.pidfd_open(self._owner)
-        signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            if (between := fork()) == 0:
-                _start([reader, me, 2, *others], argv, told)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-            for fd in (reader, me, told, *others):
-                os.close(fd)
+        stack.callback(os.close, answer)
+        with open(told, "wb"):
+            me = os.pidfd_open(self._owner)
+            stack.callback(os.close, me)
+            signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                if (between := fork()) == 0:
+                    _start([reader, me, 2, *others], argv, told)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored here
             os.waitpid(between, 0)
-        self.pid = int(os.read(answer, 20) or b"0")
-        os.close(answer)
-        self._pidfd = pidfd_open(self.pid) if self.pid else None
+        said = os.read(answer, 1000).decode(errors="replace")
+        if not said.isdigit():
+            raise OSError(said or "the process that was to start it was killed")
+        self._pidfd = os.pidfd_open(int(said))
+        return int(said)
 
     def announce(self) -> None:
         """In a process that stands above a container: what is below it is to be killed if pytest dies."""
@@ -148,7 +179,7 @@ class Guard:
         # The number by which pytest knows it: in a pid namespace it has another one, but there is no new /proc yet.
         me = ProcessId.of(int(os.readlink("/proc/self")))
         if me is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it was killed, or stopped
                 os.write(self._pipe, line % (me.pid, me.start_time))
 
     def end(self) -> None:
@@ -157,10 +188,14 @@ class Guard:
             return
         with contextlib.suppress(OSError):
             os.write(self._pipe, _guard_process.DONE + b"\n")
-        os.close(self._pipe)
-        if self._pidfd is not None:
             select.select([self._pidfd], [], [], 1.0)
-            os.close(self._pidfd)
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._pipe, self._pidfd):
+            if fd != -1:
+                os.close(fd)
+        self._pipe = self._pidfd = -1
 
 
 def _start(fds: list[int], argv: list[str], told: int) -> NoReturn:
@@ -180,5 +215,7 @@ def _start(fds: list[int], argv: list[str], told: int) -> NoReturn:
         libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         pid = os.posix_spawn(argv[0], argv, {"LC_ALL": "C.UTF-8", **libraries})  # no second copy of the page tables
         os.write(told, b"%d" % pid)
+    except OSError as error:
+        os.write(told, str(error).encode(errors="replace")[:900])
     finally:
         os._exit(0)

@@ -98,8 +98,10 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
         sweep,
         trees_of,
     )
+    from pytest_cgroup.exceptions import CgroupError
 
-    send_signal(OWNER, 9)
+    with contextlib.suppress(OSError):
+        send_signal(OWNER, 9)
     select.select([OWNER], [], [], PATIENCE_SECONDS)
     asked = json.loads(orders)
     pid, start_time, *namespaces = asked["owner"]
@@ -118,16 +120,22 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
     while True:
         roots = [ProcessId(*map(int, line.split())) for line in told if _is_identity(line)]
         forks = [ProcessId(*map(int, line.split()[1:])) for line in told if _is_fork(line)]
-        if session is not None:
-            cleaned.left.clear()
+        cleaned.left.clear()
+        try:
+            if session is not None:
+                if globs is not None:
+                    set_free(trees_of(session), outlives)
+                end_session(trees_of(session), tuple(asked["enabled"]), cleaned)
+            if roots or asked["cookie"]:
+                end_processes(lambda: below(roots, owner), cleaned)  # noqa: B023 (it is called at once)
+                end_reapers(roots)
             if globs is not None:
-                set_free(trees_of(session), outlives)
-            end_session(trees_of(session), tuple(asked["enabled"]), cleaned)
-        if roots or asked["cookie"]:
-            end_processes(lambda: below(roots, owner), cleaned)  # noqa: B023 (it is called at once)
-            end_reapers(roots)
-        if globs is not None:
-            end_processes(lambda: in_place(forks, owner, outlives), cleaned)  # noqa: B023
+                end_processes(lambda: in_place(forks, owner, outlives), cleaned)  # noqa: B023
+        except (OSError, CgroupError) as error:  # for want of memory, say: it is tried again, until there is no time
+            cleaned.left["/proc"] = str(error)
+            if time.monotonic() < deadline:
+                time.sleep(0.001)
+                continue
         # Whoever pytest had forked holds the pipe, until it is killed: it may just be on the way into a container.
         if not select.select([PIPE], [], [], 0.02)[0]:
             text = b""
@@ -138,7 +146,8 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
         if time.monotonic() > deadline:
             break
     if session is not None:
-        sweep(session)  # the controller's, which none but its workers' guards knows of
+        with contextlib.suppress(OSError, CgroupError):
+            sweep(session)  # the controller's, which none but its workers' guards knows of
     with contextlib.suppress(OSError):  # nobody reads
         _tell(pid, str(cleaned) if cleaned.killed else "", cleaned.left)
 

@@ -48,6 +48,7 @@ _FILES = {"pid_ns": "pid", "net_ns": "net", "mount_ns": "mnt", "ipc_ns": "ipc", 
     "time_ns": "time",
 }
 _NOT_LINUX = Missing("pytest-cgroup contains processes on Linux only", "run these tests on Linux")
+_NOT_TRIED = "the host is short of something, for the moment perhaps: run it again"
 _NO_PROC = Missing("/proc is not mounted here", "mount it: `mount -t proc proc /proc`")
 
 
@@ -109,10 +110,14 @@ class Host:
         return recognise()
 
     def close(self) -> None:
-        """Remove the session's cgroup, if it was made, and then the guard has nothing to guard."""
+        """Remove the session's cgroup, if it was made, and then the guard has nothing to guard.
+
+        Raises:
+            ContainerError: it can't be removed; the guard tries it again when this process has ended.
+        """
+        guard, self.guard = self.guard, None
         if "placement" in self.__dict__:
             self.placement.close()
-        guard, self.guard = self.guard, None
         if guard is not None:
             guard.end()
 
@@ -122,9 +127,15 @@ class Host:
 
         Raises:
             KeyError: there is no such thing.
+            CgroupError, OSError: of ``cgroup``: it can't be found out.
         """
         if name not in self._known:
-            self._known[name] = self._try(name)
+            try:
+                self._known[name] = self._try(name)
+            except (CgroupError, OSError) as error:
+                if name == "cgroup":
+                    raise
+                return Capability(name, False, f"it can't be tried: {error}", _NOT_TRIED)
         return self._known[name]
 
     def _try(self, name: str) -> Capability:

@@ -21,6 +21,7 @@ import pytest
 from . import _seam
 from ._coverage import save_coverage
 from ._process import family, own_zombies
+from ._reaper import NOT_ENTERED
 from ._wire import encode, sanitise
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ DUMP_SIGNAL = getattr(signal, "SIGRTMAX", 64) - 1
 
 #: on the pipe of the stacks: "read the other pipe now"
 DOORBELL = b"\x07"
+#: as often it is looked who is left, if looking fails
+_LOOKS = 3
 
 
 class Inside:
@@ -42,27 +45,24 @@ class Inside:
     Args:
         item: the test.
         output: the files to capture into.
-        pipe: descriptor that messages are written to.
-        stacks: descriptor that Python stacks are written to, by faulthandler.
+        ends: descriptors: one that messages are written to; one that Python stacks are written to, by faulthandler;
+            and one that has a byte when the child may go on after a report, None: it need not wait.
         hooks: the item's, to be bent to the child's ends.
-        go: descriptor that has a byte when the child may go on after a report; None: it need not wait.
     """
 
     def __init__(
-        self, item: pytest.Item, output: Output, pipe: int, stacks: int, go: int | None, hooks: _seam.Hooks
+        self, item: pytest.Item, output: Output, ends: tuple[int, int, int | None], hooks: _seam.Hooks
     ) -> None:
         self.item = item
         self._hooks = hooks
         self._in_call = False
         self._output = output
-        self._pipe = pipe
-        self._go = go
+        self._pipe, self._stacks, self._go = ends
         self._line = _seam.terminal_line(item.config)
         self._pid = os.getpid()
         self._told: list[pytest.TestReport] = []
         self._warned = 0
         self._warnings: list[warnings.WarningMessage] | None = None
-        self._stacks = stacks
         #: called when everything is told
         self.part: Callable[[], None] = lambda: None
 
@@ -176,6 +176,11 @@ class Inside:
             _seam.interact(self.item, call, report)
             self.end()
 
+    def refuse(self, error: BaseException) -> NoReturn:
+        """It could not become what it was forked for."""
+        self.tell(refused=f"{type(error).__name__}: {error}"[:3000])
+        os._exit(NOT_ENTERED)
+
     def interrupted(self, error: BaseException) -> NoReturn:
         """Ctrl-C, `pytest.exit`, or an error of a hook: tell it, tear down what was set up, end."""
         if isinstance(error, pytest.exit.Exception):
@@ -199,8 +204,7 @@ class Inside:
         self.flush()
         self.tell(
             end=True,
-            zombies=own_zombies(),
-            family=family(),
+            **self._left_behind(),
             warnings=self._new_warnings(),
             coverage=coverage,
             shouldstop=session.shouldstop if isinstance(session.shouldstop, str) else None,
@@ -208,6 +212,17 @@ class Inside:
         )
         self.part()
         os._exit(0)
+
+    @staticmethod
+    def _left_behind() -> dict[str, Any]:
+        """What only this process can tell of what it leaves: its zombies, and who started whom."""
+        trouble: OSError | None = None
+        for _ in range(_LOOKS):
+            try:
+                return {"zombies": own_zombies(), "family": family()}
+            except OSError as error:
+                trouble = error
+        return {"untold": f"what is left behind can't be told: {trouble}"}
 
     def flush(self) -> None:
         """Bring out what the test printed: under -s it must stand before what pytest says next."""

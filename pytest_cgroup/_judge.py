@@ -32,6 +32,8 @@ class Judge:
         self.positions = {"out": 0, "err": 0}
         #: the phase that it never reported
         self.crashed_in: str | None = None
+        #: what should be known of what it left, and is not
+        self.untold: str | None = None
         #: how it ended, once it has
         self.outcome: Outcome | None = None
 
@@ -119,6 +121,8 @@ class Judge:
             report.start, report.stop, report.duration = own.start, own.stop, own.duration
         if theirs is not None and report is theirs:
             report.sections = joined(report.sections, self._outer_sections(own))
+        if self.untold is not None and self.spec.leaks != "ignore":
+            self._report_untold(report, self.untold)
         if outcome.leaks and self.crashed_in is None:
             self._report_leaks(report, outcome)
         elif report.failed and not has_section(report.sections, "contained"):
@@ -132,6 +136,14 @@ class Judge:
     def _outer_sections(own: pytest.TestReport) -> list[tuple[str, str]]:
         """What the teardown of higher scopes printed: the only output of pytest's own that no child has reported."""
         return [(title, text) for title, text in own.sections if title.endswith(" teardown")]
+
+    def _report_untold(self, report: pytest.TestReport, untold: str) -> None:
+        """A test of which nobody can say what it left has not passed."""
+        text = f"contained: {untold}"
+        if report.failed:
+            report.longrepr = f"{report.longreprtext}\n\n{text}"
+        else:
+            _verdict.fail(report, text, xfail_reason=None)
 
     def _report_leaks(self, report: pytest.TestReport, outcome: Outcome) -> None:
         """A leak is added to the test's own failure and never replaces it."""

@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from . import _exempt
 from ._held import held_pids
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from ._outcome import Leak
     from ._shared import Ground, Place
 
+T = TypeVar("T")
+
 _KILL_SECONDS = 10.0
+#: as often anything is tried
+_TRIES = 3
 
 
 class Owner:
@@ -192,11 +196,14 @@ class Book:
         if self._belongings is not None:
             self._belongings.look(self._stack[-1])
         try:
-            self._fetch_from_server()
-            if self.ground.crowded() and self.ground.others():
-                self._stack[-1].places.append(self.ground.hand_over())
+            _patiently(self._hand_over)
         except (CgroupError, OSError) as error:
             self._give_up(error)
+
+    def _hand_over(self) -> None:
+        self._fetch_from_server()
+        if self.ground.crowded() and self.ground.others():
+            self._stack[-1].places.append(self.ground.hand_over())
 
     def _give_up(self, error: Exception) -> None:
         """The ground is taken away under our feet: what has been found is told, and nothing is looked for any more."""
@@ -213,24 +220,25 @@ class Book:
         self._held = self._pool = None
         deadline = time.monotonic() + self._settle_seconds
         try:
-            if self._stack[-1] is owner and owner.judged and self.ground.crowded():
-                settle(lambda: self._suspects(self.ground.others(), owner), self._settle_seconds)
+            if self._stack[-1] is owner and owner.judged and _patiently(self.ground.crowded):
+                _patiently(lambda: settle(lambda: self._suspects(self.ground.others(), owner), self._settle_seconds))
         except (CgroupError, OSError) as error:
             self._give_up(error)
         self.leave(owner)
         owner.ended = True
         self._living.pop(owner, None)
         places, owner.places = owner.places, []
-        if not owner.judged:
-            self._let_be(places)
-            return []
-        leaks = self._other_things(owner, deadline)
-        for place in places:
+        leaks = self._other_things(owner, deadline) if owner.judged else []
+        for place in places if owner.judged else ():
             try:
                 leaks[:0] = self._clear(place, owner, deadline - time.monotonic())
             except (CgroupError, OSError) as error:
                 self._give_up(error)
-        if self._belongings is not None and places:
+        try:
+            _patiently(lambda: self._let_be(places))
+        except (CgroupError, OSError) as error:
+            self._give_up(error)
+        if owner.judged and self._belongings is not None and places:
             self._belongings.look(self._nobody)  # the zombies that we made
         return leaks
 
@@ -259,31 +267,37 @@ class Book:
     # judging
 
     def _clear(self, place: Place, owner: Owner, patience: float) -> list[Leak]:
-        left = settle(lambda: self._suspects(place.pids(), owner), patience)
         me = os.getpid()
+        found, leaks = _patiently(lambda: self._look(place, owner, patience))
+        if found:
+            ours = {pid for pid in found if _parent(pid) == me}
+            with contextlib.suppress(OSError):
+                if owner.grace:
+                    ask_to_end(place.pids, owner.grace)
+            if not place.kill(_KILL_SECONDS):
+                self._give_up(TimeoutError(f"a leak of {owner.name} is still there after SIGKILL"))
+            for pid in ours:
+                _take_in_the_end(pid, found[pid])
+        return leaks
+
+    def _look(self, place: Place, owner: Owner, patience: float) -> tuple[dict[int, Traced | None], list[Leak]]:
+        """Who is left there of *owner*; who is somebody else's goes to him."""
+        left = settle(lambda: self._suspects(place.pids(), owner), patience)
         found = {pid: self._trace(pid, owner) for pid in left}
-        leaks = [leak for pid, traced in found.items() if (leak := _told(pid, traced, owner, me)) is not None]
+        leaks = [leak for pid, traced in found.items() if (leak := _told(pid, traced, owner, os.getpid())) is not None]
         for pid in place.pids():
             if pid not in found and (other := self._rightful(pid, owner)) is not None:
                 self._place_of(other).take_in(pid)
-        if found:
-            ours = {pid for pid in found if (fields := stat_fields(pid)) and int(fields[1]) == me}
-            if owner.grace:
-                ask_to_end(place.pids, owner.grace)
-            place.kill(_KILL_SECONDS)
-            for pid in ours:
-                _take_in_the_end(pid, found[pid])
-        self._let_be([place])
-        return leaks
+        return found, leaks
 
     def _let_be(self, places: list[Place]) -> None:
         """Whoever still lives there is nobody's; what is empty serves again."""
         if not places:
             return
-        self._nobody.places += places
+        self._nobody.places += [place for place in places if place not in self._nobody.places]
         for place in [place for place in self._nobody.places if not place.pids()]:
-            self._nobody.places.remove(place)
             place.give_back()
+            self._nobody.places.remove(place)
 
     def _suspects(self, pids: list[int], owner: Owner) -> list[int]:
         """Those of *pids* that nobody else has a right to."""
@@ -325,6 +339,23 @@ class Book:
         if not owner.places:
             owner.places.append(self.ground.new_place())
         return owner.places[0]
+
+
+def _patiently(what: Callable[[], T]) -> T:
+    """Once more, and once again, before it is given up: the kernel may be short of something for a moment."""
+    for left in range(_TRIES, 0, -1):
+        try:
+            return what()
+        except (CgroupError, OSError):
+            if left == 1:
+                raise
+    raise AssertionError("it returns or raises")
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(fields[1]) if (fields := stat_fields(pid)) else 0
+    return 0
 
 
 def _told(pid: int, traced: Traced | None, owner: Owner, me: int) -> Leak | None:

@@ -62,9 +62,14 @@ class Owner:
         """Whether a process has that pid in these namespaces, or in some that we may not see."""
         nested = self.namespaces[0] != _INITIAL_PID_NS
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            numbers = _pids_of(pid)
-            may_be = numbers[-1:] == [self.process.pid] and (len(numbers) > 1) == nested
-            if may_be and _namespaces_of(pid) in (self.namespaces, None):
+            try:
+                numbers = _pids_of(pid)
+                may_be = numbers[-1:] == [self.process.pid] and (len(numbers) > 1) == nested
+                if may_be and _namespaces_of(pid) == self.namespaces:
+                    return True
+            except (FileNotFoundError, ProcessLookupError):  # it has ended
+                continue
+            except OSError:  # not for us to see, as of a process with more capabilities; or no descriptor to be had
                 return True
         return False
 
@@ -87,10 +92,12 @@ class Signature:
 
 
 def this_process() -> Owner:
-    """The owner of what this process makes."""
-    me = ProcessId.of(os.getpid())
-    assert me is not None, "/proc/self is there"
-    return Owner(me, _own_namespaces())
+    """The owner of what this process makes.
+
+    Raises:
+        ContainerError: /proc does not say.
+    """
+    return Owner(ProcessId.own(), _own_namespaces())
 
 
 def sign(directory: str, enabled: tuple[str, ...] = ()) -> bool:
@@ -135,7 +142,11 @@ def is_session(name: str) -> bool:
 
 
 def owner_of(pid: int) -> Owner | None:
-    """Whose contained process *pid* was executed as, by its environment; None if nobody's, or if that can't be read."""
+    """Whose contained process *pid* was executed as, by its environment; None if nobody's, or another user's.
+
+    Raises:
+        OSError: it can't be read for another reason, as for want of a descriptor.
+    """
     return Owner.parse(executed_with(pid, COOKIE) or "")
 
 
@@ -145,12 +156,16 @@ def owner_in_place(pid: int) -> Owner | None:
 
 
 def executed_with(pid: int, variable: str) -> str | None:
-    """The value of an environment variable when *pid* was executed (proc_pid_environ(5)); None without it."""
+    """The value of an environment variable when *pid* was executed (proc_pid_environ(5)); None without it.
+
+    Raises:
+        OSError: as `owner_of`.
+    """
     prefix = variable.encode() + b"="
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
             words = f.read().split(b"\0")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return next((word[len(prefix) :].decode(errors="replace") for word in words if word.startswith(prefix)), None)
 
@@ -159,23 +174,14 @@ def _own_namespaces() -> tuple[int, int]:
     return _inode("/proc/self/ns/pid"), _inode("/proc/self/ns/time")
 
 
-def _namespaces_of(pid: str) -> tuple[int, int] | None:
-    """None where they are not for us to see, as of a process with more capabilities."""
-    try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino, _inode(f"/proc/{pid}/ns/time")
-    except PermissionError:
-        return None
-    except OSError:  # it has ended
-        return 0, 0
+def _namespaces_of(pid: str) -> tuple[int, int]:
+    return os.stat(f"/proc/{pid}/ns/pid").st_ino, _inode(f"/proc/{pid}/ns/time")
 
 
 def _pids_of(pid: str) -> list[int]:
     """Its numbers in our pid namespace and in each one below, its own last (NSpid, proc_pid_status(5))."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
-            return next(([int(word) for word in line.split()[1:]] for line in f if line.startswith("NSpid:")), [])
-    except OSError:  # it has ended
-        return []
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+        return next(([int(word) for word in line.split()[1:]] for line in f if line.startswith("NSpid:")), [])
 
 
 def _inode(path: str) -> int:

@@ -26,7 +26,7 @@ import time
 from dataclasses import dataclass, field
 
 from . import _lacking
-from ._cgroup import PREFIX, Cgroup
+from ._cgroup import PREFIX, Cgroup, remove_quietly
 from ._cgroup_v1 import adopt_cpuset
 from ._kernel_files import move_all, read_file, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
@@ -76,6 +76,7 @@ class Placement:
         self._owner = os.getpid()
         self._moved_from: str | None = None
         self._leaf = ""
+        self._made: list[str] = []
         self._enabled: list[tuple[str, str]] = []
         self._crowded: set[str] = set()
 
@@ -92,6 +93,15 @@ class Placement:
             self._open_in(self._find_bases())
 
     def _open_in(self, found: _Found) -> None:
+        self._made = []
+        try:
+            self._make_in(found)
+        except BaseException:
+            for path in self._made:
+                remove_quietly(path)
+            raise
+
+    def _make_in(self, found: _Found) -> None:
         self.missing, self._enabled, self._crowded = found.missing, [], set()
         name = _free_name([*([found.unified] if found.unified else ()), *found.controllers.values()])
         unified = self._try_make(f"{found.unified}/{name}", "cgroup2") if found.unified else None
@@ -102,13 +112,13 @@ class Placement:
             if path and ("cpuset" not in served or self._usable_cpuset_v1(path)):
                 v1.update(dict.fromkeys(served, path))
         if unified and "invalid" in words(f"{unified}/cgroup.type"):
-            os.rmdir(unified)
+            remove_quietly(unified)
             unified = None
             why = f"{found.unified} is a threaded cgroup: nothing can join its children"
             self.missing["cgroup2"] = self.missing["cgroup"] = Missing(why, _lacking.HOW)
         if unified is None and "freezer" not in v1:  # nothing here could kill a tree whole
             for path in dict.fromkeys(v1.values()):
-                os.rmdir(path)
+                remove_quietly(path)
             self.missing.setdefault("cgroup", Missing("no cgroup hierarchy is mounted here", _lacking.HOW))
             return
         self.session = Cgroup(unified, v1)
@@ -119,7 +129,11 @@ class Placement:
             sign(unified, self.enabled_above)
 
     def close(self) -> None:
-        """Remove the session's cgroup, and put pytest back where it was. Harmless in a forked child, and repeated."""
+        """Remove the session's cgroup, and put pytest back where it was. Harmless in a forked child, and repeated.
+
+        Raises:
+            ContainerError: a directory can't be removed.
+        """
         session, self.session = self.session, None
         if session is None or os.getpid() != self._owner:
             return
@@ -231,6 +245,7 @@ class Placement:
             trouble = refused("cannot make a cgroup", error, path=path, operation="mkdir")
             self.missing[what] = self.missing["cgroup"] = _lacking.from_refusal(trouble, _lacking.HOW)
             return None
+        self._made.append(path)
         sign(path)  # at once: who is killed between the two leaves what nobody can tell for ours
         return path
 
@@ -240,7 +255,7 @@ class Placement:
             adopt_cpuset(directory)
         if (missing := _lacking.empty_cpuset(directory, ("cpuset.cpus", "cpuset.mems"))) is None:
             return True
-        os.rmdir(directory)
+        remove_quietly(directory)
         self.missing["cpuset"] = missing
         return False
 
@@ -346,8 +361,7 @@ def _write_when_free(path: str, value: str) -> None:
 
 def _free_name(bases: list[str]) -> str:
     """The session's name; with a number behind it if this process has made one here already."""
-    me = ProcessId.of(os.getpid())
-    assert me is not None, "/proc/self is there"
+    me = ProcessId.own()
     name = first = f"{PREFIX}{me.pid}-{me.start_time}"
     number = 1
     while any(os.path.exists(f"{base}/{name}") for base in bases):

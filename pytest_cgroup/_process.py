@@ -37,24 +37,51 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """The identity of the process that has *pid* now; None if there is none."""
+        """The identity of the process that has *pid* now; None if there is none, or none to be seen."""
         fields = stat_fields(pid)
         return cls(pid, int(fields[19])) if fields else None
 
+    @classmethod
+    def own(cls) -> ProcessId:
+        """This process's.
+
+        Raises:
+            ContainerError: it can't be read.
+        """
+        try:
+            return cls(os.getpid(), int(_read_stat(os.getpid())[19]))
+        except OSError as error:
+            raise ContainerError(
+                "this process can't see itself in /proc", path=error.filename, operation="read", errno=error.errno
+            ) from error
+
     @property
     def alive(self) -> bool:
-        """Whether this very process still exists and is not a zombie."""
-        fields = stat_fields(self.pid)
-        return fields is not None and int(fields[19]) == self.start_time and fields[0] not in ("Z", "X")
+        """Whether this very process still exists and is not a zombie. Who can't be looked at may live."""
+        try:
+            fields = _read_stat(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError:
+            return True
+        return int(fields[19]) == self.start_time and fields[0] not in ("Z", "X")
 
 
 def stat_fields(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third (state) on, None when the process is gone."""
+    """The fields of /proc/PID/stat from the third (state) on, None when the process is gone, or hidden from this user.
+
+    Raises:
+        OSError: it can't be read for another reason, as for want of a descriptor: who is there is not taken for gone.
+    """
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
-            return f.read().rpartition(")")[2].split()
-    except OSError:
+        return _read_stat(pid)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+
+
+def _read_stat(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+        return f.read().rpartition(")")[2].split()
 
 
 def is_zombie(pid: int) -> bool:
@@ -76,11 +103,15 @@ def switches(pids: Iterable[int]) -> dict[int, str] | None:
 
 
 def children(pid: int | str = "self") -> list[int]:
-    """The direct children of a process, zombies too (proc_tid_children(5)); [] when it is gone."""
+    """The direct children of a process, zombies too (proc_tid_children(5)); [] when it is gone.
+
+    Raises:
+        OSError: they can't be listed.
+    """
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return found
     for thread in threads:
         try:
@@ -256,6 +287,10 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
         age = _age_seconds(process)
     except psutil.NoSuchProcess:
         return None
+    except (psutil.Error, OSError):  # that it is there is known, and no more
+        return Leak(
+            pid=pid, argv=(f"[{comm(pid)}]",), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="?"
+        )
     with process.oneshot():
         name = ask(process.name) or "?"
         argv = () if zombie else tuple(ask(process.cmdline) or ())
@@ -338,9 +373,16 @@ def ask_child(function: Callable[[], object], timeout: float = 10.0) -> object:
 
     Raises:
         ContainerError: the child said nothing in *timeout* seconds, or died.
+        OSError: there is no process to be had.
     """
     reader, writer = os.pipe()
-    if (pid := fork()) == 0:
+    try:
+        pid = fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
+    if pid == 0:
         try:
             os.write(writer, json.dumps(function()).encode())
         finally:

@@ -34,7 +34,7 @@ def no_fork(error: OSError) -> ContainerError:
         "no process could be forked for the container",
         operation="fork",
         errno=error.errno,
-        remedy="the host, or the cgroup that pytest runs in, is short of processes or memory",
+        remedy="the host, or the cgroup that pytest runs in, is short of processes or memory, or pytest of descriptors",
     )
 
 
@@ -43,13 +43,15 @@ def become_reaper(status: int) -> int:
     signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nothing is left to wait for
     _syscalls.set_child_subreaper(True)
+    reaper = os.getpid()
     try:
         child = fork()
     except OSError as error:
-        tell(status, error=str(no_fork(error)))
-        os._exit(NOT_ENTERED)
+        refuse(status, no_fork(error))
     if child == 0:
         _syscalls.set_pdeathsig(signal.SIGKILL)  # it shall not outlive the reaper, which holds what it starts
+        if os.getppid() != reaper:
+            os._exit(NOT_ENTERED)
         if on_child is not None:
             signal.signal(signal.SIGCHLD, on_child)
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
@@ -65,9 +67,8 @@ def keep_namespaces(status: int) -> int:
         enter_user_namespace(uid=os.getuid(), gid=os.getgid())
         unshare_pid()
         reaper = fork()
-    except (OSError, CgroupError) as error:
-        tell(status, error=str(error)[:3000])
-        os._exit(NOT_ENTERED)
+    except OSError as error:
+        refuse(status, no_fork(error))
     if reaper == 0:
         return become_reaper(status)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -115,6 +116,13 @@ def _reap_ended(waiting: set[int], status: int) -> bool:
         if pid in waiting:
             waiting.remove(pid)
             tell(status, status=wait_status)
+
+
+def refuse(status: int, error: BaseException) -> NoReturn:
+    """In a process that can't become what it was forked for: tell why, and end."""
+    what = str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}"
+    tell(status, error=what[:3000])
+    os._exit(NOT_ENTERED)
 
 
 def tell(fd: int, **message: object) -> None:

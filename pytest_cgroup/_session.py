@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ._config import Settings, Trouble, TroubleTeller, decide, lacks, shared_key, trouble_key, wanting_container
-from .exceptions import CgroupError
+from .exceptions import CgroupError, ContainedWarning
 
 if TYPE_CHECKING:
     from ._backends import Backend
@@ -132,7 +132,10 @@ class Session:
             raise pytest.UsageError(f"--process-leaks: {error}") from error
         # before pytest stands where all is killed with it: the guard stands beside it
         controller = getattr(self.config, "workerinput", {}).get(CONTROLLER)
-        watch_over(host, processes=backend.name == "process", controller=controller, in_place=settings.ignore)
+        processes = backend.name == "process"
+        unguarded = watch_over(host, processes=processes, controller=controller, in_place=settings.ignore)
+        if unguarded is not None:
+            self.config.issue_config_time_warning(ContainedWarning(unguarded), stacklevel=2)
         announce = None if host.guard is None else host.guard.announce_fork
         return Book(
             open_ground(host.placement.session if backend.name == "cgroup" else None, announce),
@@ -176,7 +179,8 @@ class Session:
             from ._guard import CONTROLLER
             from ._ownership import this_process
 
-            workerinput[CONTROLLER] = str(this_process())
+            with contextlib.suppress(CgroupError):  # then the worker ends as it does without us
+                workerinput[CONTROLLER] = str(this_process())
 
     def after_collection(self) -> str | None:
         """The rung, in one line, once it is known that a contained test was collected."""
@@ -200,7 +204,10 @@ class Session:
     def close(self) -> None:
         """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""
         if self._host is not None and os.getpid() == self._owner:
-            self._host.close()
+            try:
+                self._host.close()
+            except (CgroupError, OSError) as error:  # the run is over, and its verdicts stand
+                sys.stderr.write(f"pytest-cgroup: can't clean up after this run: {error}\n")
 
     def _use(self) -> tuple[Host, Backend]:
         """The host and the backend, chosen on first use.

@@ -215,8 +215,7 @@ def _slice_path(manager: Manager, own: str) -> str:
 
 def _unit_name() -> str:
     """Unique on this host, also for the second one of a process."""
-    me = ProcessId.of(os.getpid())
-    assert me is not None, "/proc/self is there"
+    me = ProcessId.own()
     number = next(_number)
     return f"{PREFIX}{me.pid}-{me.start_time}{f'-{number}' if number > 1 else ''}.scope"
 

@@ -35,9 +35,10 @@ class Workshop:
         self.config = config
         self.host = host
         self.backend = backend
+        self._unguarded: str | None = None
         if not config.option.collectonly:  # here, where file descriptor 2 is still the one that pytest was started with
             controller = getattr(config, "workerinput", {}).get(CONTROLLER)
-            watch_over(host, processes=backend.name == "process", controller=controller)
+            self._unguarded = watch_over(host, processes=backend.name == "process", controller=controller)
         #: in a forked child: what it knows of itself
         self.inside: Inside | None = None
         self.in_step = _seam.shares_terminal(config)
@@ -78,6 +79,12 @@ class Workshop:
         if "tmp_path_factory" in funcargs:
             kept.append(str(funcargs["tmp_path_factory"].getbasetemp()))
         return [path for path in dict.fromkeys(kept) if os.path.exists(path)]
+
+    def warn_of_no_guard(self, item: pytest.Item) -> None:
+        """One promise less holds for this run; said once."""
+        why, self._unguarded = self._unguarded, None
+        if why is not None:
+            item.warn(ContainedWarning(why))
 
     def warn_of_threads(self, item: pytest.Item) -> None:
         """A thread that holds a lock at the fork leaves it locked in the child for ever; said once, with names."""

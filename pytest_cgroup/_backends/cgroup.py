@@ -68,11 +68,17 @@ class CgroupBackend:
     def create(self, spec: Spec, name: str) -> CgroupTree:
         cgroup = self.session.child(name, self._measured | self._controllers(spec))
         cgroup.make()
-        tree = CgroupTree(cgroup)
+        try:
+            tree = CgroupTree(cgroup)
+        except BaseException:
+            with contextlib.suppress(ContainerError):  # the session's end tries it again
+                cgroup.remove()
+            raise
         try:
             tree.limit(spec, swap=spec.memory is not None and self.host.capability("swap").offered)
         except BaseException:
-            tree.remove()
+            with contextlib.suppress(ContainerError):
+                tree.remove()
             raise
         return tree
 
@@ -309,5 +315,6 @@ def device_number(device: str) -> str:
 
 
 def _has_swap() -> bool:
-    with open("/proc/meminfo", encoding="ascii") as f:
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as f:
         return any(line.startswith("SwapTotal:") and int(line.split()[1]) > 0 for line in f)
+    return True

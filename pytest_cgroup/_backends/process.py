@@ -148,16 +148,23 @@ class ProcessTree:
         return True
 
     def kill(self, timeout: float) -> bool:
-        """Stop them all first: what is stopped can't fork while the others are killed."""
+        """Stop them all first: what is stopped can't fork while the others are killed.
+
+        What the kernel refuses meanwhile, as for want of descriptors, is no reason to give up before.
+        """
         deadline = time.monotonic() + timeout
-        while pids := self.pids():
-            if len(pids) > 1:
-                self.signal(signal.SIGSTOP)
-            self.signal(signal.SIGKILL)
-            wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
+        while True:
+            try:
+                if not (pids := self.pids()):
+                    return True
+                if len(pids) > 1:
+                    self.signal(signal.SIGSTOP)
+                self.signal(signal.SIGKILL)
+                wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
+            except OSError:
+                time.sleep(0.001)
             if time.monotonic() >= deadline:
-                return not self.pids()
-        return True
+                return False
 
     def freeze(self) -> None:
         """Until all that there are have been told: who is not stopped yet may fork meanwhile."""
@@ -194,15 +201,23 @@ class ProcessTree:
     def cpu_seconds(self) -> float | None:
         """The living, and what they waited for (proc_pid_stat(5), fields 14 to 17), the reaper's included."""
         ticks = 0
-        for pid in (self._root, *descendants(self._root)):
-            if fields := stat_fields(pid):
-                ticks += sum(map(int, fields[11:15]))
+        try:
+            for pid in (self._root, *descendants(self._root)):
+                if fields := stat_fields(pid):
+                    ticks += sum(map(int, fields[11:15]))
+        except OSError:
+            return None
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def over_limit(self) -> bool:
         if self._memory is None:
             return False
-        everybody = {os.getpid(), self._root, *self.pids()} if self._shares_memory else set(self.pids())
+        try:
+            everybody = set(self.pids())
+        except OSError:  # it is asked again soon
+            return self._exceeded
+        if self._shares_memory:
+            everybody |= {os.getpid(), self._root}
         used = max(0, sum(_memory_bytes(pid, self._before) for pid in everybody) - self._before)
         self._peak = max(self._peak or 0, used)
         self._exceeded = self._exceeded or used > self._memory

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: as many empty places are kept for those who come next
 _SPARE = 4
+#: as often it is tried to step back, if that is refused
+_MOST_REFUSALS = 5
 
 
 class CgroupGround:
@@ -47,7 +49,7 @@ class CgroupGround:
             self._step(self._here)
             self._home.adopt(0)
             self._here.adopt(0)
-        except CgroupError:
+        except (CgroupError, OSError):
             self.leave()
             raise
 
@@ -67,8 +69,13 @@ class CgroupGround:
         return [pid for pid in self._here.pids() if pid != me] if self._fds else []
 
     def hand_over(self) -> Place:
-        left, self._here = self._here, self._empty()
-        self._step(self._here)
+        new = self._empty()
+        try:
+            self._step(new)
+        except (CgroupError, OSError):
+            self._spare.append(new)
+            raise
+        left, self._here = self._here, new
         return self._place(left)
 
     def new_place(self) -> Place:
@@ -87,8 +94,10 @@ class CgroupGround:
             self._step(self._here)
 
     def leave(self) -> None:
-        with contextlib.suppress(CgroupError):
-            self._home.adopt(0)
+        for _ in range(_MOST_REFUSALS):
+            with contextlib.suppress(CgroupError):
+                self._home.adopt(0)
+                break
         self._close()
         for place in list(self._places):
             place.move_out(self._home)
@@ -99,9 +108,10 @@ class CgroupGround:
 
     def take_back(self, place: CgroupPlace) -> None:
         """An empty one serves again, unless somebody made cgroups of his own in it."""
-        self._places.remove(place)
         cgroup = place.cgroup
-        if len(self._spare) < _SPARE and os.stat(cgroup.path).st_nlink == 2:
+        serves = len(self._spare) < _SPARE and os.stat(cgroup.path).st_nlink == 2
+        self._places.remove(place)
+        if serves:
             self._spare.append(cgroup)
             return
         with contextlib.suppress(CgroupError):  # somebody holds it: it goes with the session, or stays empty
@@ -121,10 +131,18 @@ class CgroupGround:
         return cgroup
 
     def _step(self, cgroup: Cgroup) -> None:
-        cgroup.adopt(0)
+        """All of it, or none."""
+        fds: list[int] = []
+        try:
+            fds.append(os.open(f"{cgroup.path}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC))
+            fds.append(os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            cgroup.adopt(0)
+        except (CgroupError, OSError):
+            for fd in fds:
+                os.close(fd)
+            raise
         self._close()
-        procs = os.open(f"{cgroup.path}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
-        self._fds = procs, os.open(cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fds = tuple(fds)
 
     def _close(self) -> None:
         for fd in self._fds:

@@ -169,14 +169,18 @@ class ProcessPlace:
     def kill(self, timeout: float) -> bool:
         """Stop them all first: what is stopped can't fork while the others are killed."""
         deadline = time.monotonic() + timeout
-        while pids := self.pids():
-            if len(pids) > 1:
-                signal_members(self.pids, signal.SIGSTOP)
-            signal_members(self.pids, signal.SIGKILL)
-            wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
+        while True:
+            try:
+                if not (pids := self.pids()):
+                    return True
+                if len(pids) > 1:
+                    signal_members(self.pids, signal.SIGSTOP)
+                signal_members(self.pids, signal.SIGKILL)
+                wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
+            except OSError:  # it may be one of the moment
+                time.sleep(0.001)
             if time.monotonic() >= deadline:
-                return not self.pids()
-        return True
+                return False
 
     def give_back(self) -> None:
         self._ground.take_back(self)
