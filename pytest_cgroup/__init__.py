@@ -9,7 +9,7 @@ from ._spec import Spec
 from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
 
 if TYPE_CHECKING:
-    from ._library import Container
+    from ._library import ContainedFactory, Container
     from ._run import Completed
 
 __version__ = "0.1.0"
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CgroupError",
     "Completed",
+    "ContainedFactory",
     "ContainedWarning",
     "Container",
     "ContainerError",
@@ -31,10 +32,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """The library is imported when it is first asked for: a run of pytest without a container has no use for it."""
-    if name == "Container":
-        from ._library import Container
+    if name in ("Container", "ContainedFactory"):
+        from . import _library
 
-        return Container
+        return getattr(_library, name)
     if name == "Completed":
         from ._run import Completed
 

@@ -246,6 +246,12 @@ def wants_container(item: pytest.Item, settings: Settings) -> bool:
     return settings.everything or item.get_closest_marker("contained") is not None
 
 
+def asks_for_containers(item: pytest.Item) -> bool:
+    """Whether *item*, or a fixture of it, names one of the fixtures that make containers."""
+    names = getattr(item, "fixturenames", ())
+    return "contained" in names or "contained_factory" in names
+
+
 def marker_layers(item: pytest.Item) -> list[Layer]:
     """What the markers of *item* ask, the weaker first: module, class, function, and then the parameters' own.
 

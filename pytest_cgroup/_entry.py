@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ._spec import Spec
 
 
+#: whether this process is the first one of a container
+inside = False
+
+
 class Shape(NamedTuple):
     """Which processes stand above a container's first one: what must be known before it is forked, and no more."""
 
@@ -81,6 +85,8 @@ def enter(spec: Spec, shape: Shape, join: Callable[[], None], *, keep: tuple[str
         keep: paths that stay visible where a private /tmp would hide them.
         status: descriptor to tell on what went wrong; closed.
     """
+    global inside
+    inside = True
     try:
         join()
         if shape.user_ns and not shape.pid_ns:

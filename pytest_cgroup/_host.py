@@ -84,16 +84,18 @@ class Host:
     The arguments are `Placement`'s.
     """
 
-    def __init__(self, base: str | None = None, *, scope: bool = True, take_over: bool = False) -> None:
-        self._placed = (base, scope, take_over)
+    def __init__(
+        self, base: str | None = None, *, scope: bool = True, take_over: bool = False, all_ours: bool = False
+    ) -> None:
+        self._placed = (base, scope, take_over, all_ours)
         self._known: dict[str, Capability] = {}
         self.guard: Guardian | None = None
 
     @cached_property
     def placement(self) -> Placement:
         """The session's cgroup, made on first use."""
-        base, scope, take_over = self._placed
-        placement = Placement(base, scope=scope, take_over=take_over)
+        base, scope, take_over, all_ours = self._placed
+        placement = Placement(base, scope=scope, take_over=take_over, all_ours=all_ours)
         if (nothing := nothing_at_all()) is None:
             placement.open()
         else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._asked import known_backend, parse
 from ._commands import Commands
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from ._spec import Spec
 
 _STOP_GRACE_SECONDS = 0.5
+
+
+class ContainedFactory(Protocol):
+    """The type of the fixture ``contained_factory``."""
+
+    def __call__(self, *, backend: str | None = None, name: str | None = None, **spec: Any) -> Container:
+        """A container, started, that ends with who asked for the fixture."""
 
 
 class Container:
@@ -71,21 +78,34 @@ class Container:
         return self._spec if self._life is None else self._life.spec
 
     def __enter__(self) -> Container:
-        return self.start()
+        """Start it, unless it lives already."""
+        return self if self._life is not None and self.outcome is None else self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        leaks = self.stop().leaks
-        if not leaks or self._leaks == "ignore":
-            return
-        text = f"container {self.name}: {len(leaks)} left behind, and killed:\n  " + "\n  ".join(
-            leak.describe() for leak in leaks
-        )
-        if self._leaks == "warn":
-            warnings.warn(ContainedWarning(text), stacklevel=2)
-        elif error is None:
-            raise ContainerError(text, remedy='end them before the container ends, or leave out leaks="fail"')
+        self._finish(failed=error is not None)
+
+    def finish(self) -> Outcome:
+        """End it as leaving ``with`` does: `stop`, and then ``leaks`` says what comes of what was left.
+
+        Raises:
+            ContainerError: ``leaks="fail"`` was asked for, and something was left.
+        """
+        return self._finish(failed=False)
+
+    def _finish(self, *, failed: bool) -> Outcome:
+        """*failed*: an error is on its way, which one of ours would hide."""
+        outcome = self.stop()
+        if outcome.leaks and self._leaks != "ignore":
+            text = f"container {self.name}: {len(outcome.leaks)} left behind, and killed:\n  " + "\n  ".join(
+                leak.describe() for leak in outcome.leaks
+            )
+            if self._leaks == "warn":
+                warnings.warn(ContainedWarning(text), stacklevel=3)
+            elif not failed:
+                raise ContainerError(text, remedy='end them before the container ends, or leave out leaks="fail"')
+        return outcome
 
     # the beginning
 

@@ -71,6 +71,8 @@ class Life:
         if _watcher.needed(spec, self.tree):
             self._watcher = _watcher.Watcher(spec, self.tree, self._kill_for)
             self._watcher.start()
+        self._station = station
+        station.begins(self)
 
     def check(self, operation: str) -> None:
         """It lives, and is ours.
@@ -105,6 +107,10 @@ class Life:
     def pids(self) -> list[int]:
         """Who lives in it."""
         return [] if self.outcome is not None else self.tree.pids()
+
+    def helpers(self) -> set[int]:
+        """Who lives in it, and who stands above them."""
+        return {self._spawner.launcher.pid, *self.pids()}
 
     # living with it
 
@@ -203,6 +209,7 @@ class Life:
                     notes.append(self._still_there())
             finally:
                 self.outcome = self._conclude(leaks, notes)
+                self._station.is_over(self)
             return self.outcome
 
     def _ask_to_end(self, grace: float) -> tuple[Leak, ...]:

@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -561,3 +561,12 @@ def _wrap_setup(
             after(token)
 
     vars(node)["setup"] = setup
+
+
+# skipping from a fixture
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip the test that is set up or runs, and say so of its own place and not of ours."""
+    __tracebackhide__ = True
+    raise pytest.skip.Exception(reason, _use_item_location=True)

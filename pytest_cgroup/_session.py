@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import Settings, Trouble, TroubleTeller, decide, shared_key, trouble_key, wants_container
+from ._config import (
+    Settings,
+    Trouble,
+    TroubleTeller,
+    asks_for_containers,
+    decide,
+    shared_key,
+    trouble_key,
+    wants_container,
+)
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from ._backends import Backend
+    from ._fixtures import Containers
     from ._host import Host
     from ._leak_report import LeakReport
     from ._owners import Accounts
@@ -55,8 +66,17 @@ class Session:
             return None
         return self._say()
 
+    @cached_property
+    def containers(self) -> Containers:
+        """Those of the fixtures `contained` and `contained_factory`."""
+        from ._fixtures import Containers
+
+        return Containers(self.config, self.settings, self._use)
+
     def prepare(self, items: list[pytest.Item]) -> None:
         """Decide for each item whether and how it is contained; the first one brings the machinery."""
+        if not self.config.option.collectonly and any(map(asks_for_containers, items)):
+            self.containers.prepare()
         contained = [item for item in items if wants_container(item, self.settings)]
         if not contained:
             return
@@ -172,6 +192,8 @@ class Session:
 
     def close(self) -> None:
         """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""
+        if "containers" in vars(self):
+            self.containers.close()
         if self._host is not None and os.getpid() == self._owner:
             self._host.close()
 

@@ -124,8 +124,8 @@ class Backend(Protocol):
     def weaker(self, spec: Spec) -> tuple[str, ...]:
         """What of *spec* is honoured, but less strictly than the kernel could."""
 
-    def create(self, spec: Spec, name: str) -> Tree:
-        """A new container, limits set and read back.
+    def create(self, spec: Spec, name: str, *, nests: bool = False) -> Tree:
+        """A new container, limits set and read back; *nests*: others are to be made inside, with limits of any kind.
 
         Raises:
             ContainerError: the kernel refused something.

@@ -65,8 +65,8 @@ class CgroupBackend:
             return ()
         return ("swap: this kernel does not account for it, the memory limit does not hold what is swapped out",)
 
-    def create(self, spec: Spec, name: str) -> CgroupTree:
-        cgroup = self.session.child(name, self._measured | self._controllers(spec))
+    def create(self, spec: Spec, name: str, *, nests: bool = False) -> CgroupTree:
+        cgroup = self.session.child(name, None if nests else self._measured | self._controllers(spec))
         cgroup.make()
         tree = CgroupTree(cgroup)
         try:

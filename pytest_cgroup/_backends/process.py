@@ -76,7 +76,7 @@ class ProcessBackend:
             said.append("cpuset: set as the affinity of the first process, which can change it")
         return tuple(said)
 
-    def create(self, spec: Spec, name: str) -> ProcessTree:
+    def create(self, spec: Spec, name: str, *, nests: bool = False) -> ProcessTree:
         memory = spec.memory if isinstance(spec.memory, int) else None
         return ProcessTree(memory, spec.cpuset)
 

@@ -26,7 +26,7 @@ _launcher _popen _watcher _run _station _asked _spawn _life _commands _library _
 _shared _origins _exempt _held _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
-_judge _child _contained _frames _runner
+_judge _child _contained _frames _runner _fixtures
 _elsewhere _leak_report _leaks _github _session _xdist plugin
 """
 FLOORS = tuple(tuple(floor.split()) for floor in _FLOORS.split("\n\n"))
