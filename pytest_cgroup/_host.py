@@ -107,6 +107,11 @@ class Host:
         """Where this is: what is missing here has its remedy here."""
         return recognise()
 
+    def announce(self) -> None:
+        """In a process that stands above a container: tell the guard, where there is one."""
+        if self.guard is not None:
+            self.guard.announce()
+
     def close(self) -> None:
         """Remove the session's cgroup, if it was made, and then the guard has nothing to guard."""
         if "placement" in self.__dict__:

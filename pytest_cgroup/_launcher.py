@@ -279,7 +279,7 @@ def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
                     resource.setrlimit(limit, pair)
             if own:
                 _syscalls.set_pdeathsig(signal.SIGKILL)  # its launcher holds the tree, and shall not end before it
-            _take_on(message.get("entry") or {})
+            take_on(message.get("entry") or {})
             if own:
                 _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
         except BaseException as error:
@@ -307,7 +307,7 @@ def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
 NOT_ENTERED = "pytest-cgroup: "
 
 
-def _take_on(entry: dict[str, Any]) -> None:
+def take_on(entry: dict[str, Any]) -> None:
     """What the container's spec asks of each process."""
     if not entry:
         return

@@ -17,6 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._asked import known_backend, parse
+from ._call import call
 from ._commands import Commands
 from ._life import Life
 from ._run import Completed
@@ -24,6 +25,7 @@ from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
     from types import TracebackType
 
     import psutil
@@ -168,6 +170,20 @@ class Container:
         if check:
             done.check_returncode()
         return done
+
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """What ``function(*args, **kwargs)`` returns in a forked child of this process, inside.
+
+        The child has everything that this process has, the function and its arguments need not be pickled; what comes
+        back is. Of other threads the child has none, and a lock that one of them holds stays locked there. It ends
+        without this process's atexit, and what it leaves behind lives on in the container.
+
+        Raises:
+            BaseException: what the function raised, with the traceback in the child as a note.
+            ContainerError: that, or the value, can't be pickled, and is told as text; or the child ended before.
+        """
+        __tracebackhide__ = True
+        return call(self._live("call").fork, function, args, kwargs)
 
     # living with it
 

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _station, _watcher
 from ._asked import parse_change, safe_name
@@ -23,7 +23,10 @@ from ._spawn import Spawner
 from .exceptions import ContainerError, NotOffered
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._backends import Backend, Tree
+    from ._forked import Forked
     from ._popen import Popen
     from ._spec import Spec
 
@@ -62,7 +65,9 @@ class Life:
         self.tree: Tree = self._backend.create(spec, station.next_name(safe_name(name)))
         try:
             own = self._backend.needs_reaper
-            self._spawner = Spawner(station.launcher(), spec=spec, host=host, tree=self.tree, own=own)
+            self._spawner = Spawner(
+                station.launcher(), spec=spec, host=host, tree=self.tree, own=own, announce=host.announce
+            )
         except BaseException:
             self.tree.remove()
             raise
@@ -84,7 +89,7 @@ class Life:
             why, remedy = "was made by another process", "make one here"
         elif self._closing or self.outcome is not None:
             why, remedy = "has ended", "make another one"
-        elif self.cause is not None and operation in ("popen", "run"):
+        elif self.cause is not None and operation in ("popen", "run", "call"):
             why, remedy = f"was killed: {self.cause}", "make another one"
         else:
             return
@@ -95,10 +100,19 @@ class Life:
     def start_process(self, argv: Any, options: dict[str, Any]) -> Popen:
         """Start one in it; *options* are Popen's."""
         with self._starting:
-            self.check("popen")
-            if self._frozen:
-                raise ContainerError(f"container {self.name} is frozen", operation="popen", remedy="thaw it first")
+            self._admit("popen")
             return self._spawner.start(argv, options)
+
+    def _admit(self, operation: str) -> None:
+        self.check(operation)
+        if self._frozen:
+            raise ContainerError(f"container {self.name} is frozen", operation=operation, remedy="thaw it first")
+
+    def fork(self, function: Callable[[], NoReturn]) -> Forked:
+        """Fork this process into it, to call *function* there."""
+        with self._starting:
+            self._admit("call")
+            return self._spawner.fork(function)
 
     def alive(self) -> list[Popen]:
         """The processes that were started from here, and live."""

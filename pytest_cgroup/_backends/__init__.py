@@ -57,6 +57,9 @@ class Tree(Protocol):
     def held_by(self, root: int, apart: frozenset[int]) -> None:
         """Such processes, and nothing of ours, are below *root*; *apart* are there for the container's sake."""
 
+    def held_by_another(self, root: int) -> None:
+        """More of such processes are below *root*, too; it is nobody else's pid before it is waited for."""
+
     def ended(self, rusage: dict[str, float]) -> None:
         """In the parent: what the reaper, if there is one, measured of all that it waited for."""
 

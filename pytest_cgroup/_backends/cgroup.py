@@ -172,6 +172,9 @@ class CgroupTree:
     def held_by(self, root: int, apart: frozenset[int]) -> None:
         """The cgroup knows who is in it."""
 
+    def held_by_another(self, root: int) -> None:
+        """It knows them, too."""
+
     def ended(self, rusage: dict[str, float]) -> None:
         """The cgroup counts better: whoever was born in it, waited for or not."""
 
