@@ -51,12 +51,13 @@ SWITCH = "PYTEST_CGROUP_NO_GUARD"
 NO_RECOVERY = "PYTEST_CGROUP_NO_RECOVERY"
 
 
-def watch_over(host: Host, *, processes: bool, controller: str | None = None) -> None:
+def watch_over(host: Host, *, processes: bool, controller: str | None = None, name: str = "pytest") -> None:
     """Start the guard of *host*'s session, and clean up after sessions that had none to do so.
 
     Args:
         host: what holds the session's cgroup; it ends the guard when it is closed.
         processes: whether containers are no cgroups here, but trees of processes.
+        name: what this process is called if it was killed.
         controller: `str(Owner)` of the process that this one works for, and with which it is to end.
     """
     session = None if processes else host.placement.session
@@ -69,6 +70,7 @@ def watch_over(host: Host, *, processes: bool, controller: str | None = None) ->
         return
     owner = this_process()
     orders = {
+        "name": name,
         "owner": [owner.process.pid, owner.process.start_time, *owner.namespaces],
         "cgroup": session is not None,
         "unified": session and session.unified,
@@ -126,13 +128,13 @@ class Guard:
         os.close(answer)
         self._pidfd = pidfd_open(self.pid) if self.pid else None
 
-    def announce(self) -> None:
-        """In a process that stands above a container: what is below it is to be killed if pytest dies."""
+    def announce(self, pid: int | None = None) -> None:
+        """In a process that stands above a container, or of the process *pid*: if pytest dies, kill what is below."""
         # The number by which pytest knows it: in a pid namespace it has another one, but there is no new /proc yet.
-        me = ProcessId.of(int(os.readlink("/proc/self")))
-        if me is not None:
+        above = ProcessId.of(int(os.readlink("/proc/self")) if pid is None else pid)
+        if above is not None:
             with contextlib.suppress(OSError):
-                os.write(self._pipe, b"%d %d\n" % (me.pid, me.start_time))
+                os.write(self._pipe, b"%d %d\n" % (above.pid, above.start_time))
 
     def end(self) -> None:
         """There is nothing to clean up any more. In a forked child nothing happens."""

@@ -71,8 +71,8 @@ class Capability:
 class Guardian(Protocol):
     """Who cleans up when this process is killed (`_guard`)."""
 
-    def announce(self) -> None:
-        """In a process that stands above a container: tell of it."""
+    def announce(self, pid: int | None = None) -> None:
+        """In a process that stands above a container, or of the process *pid*: tell of it."""
 
     def end(self) -> None:
         """There is nothing to clean up any more."""
@@ -107,10 +107,10 @@ class Host:
         """Where this is: what is missing here has its remedy here."""
         return recognise()
 
-    def announce(self) -> None:
-        """In a process that stands above a container: tell the guard, where there is one."""
+    def announce(self, pid: int | None = None) -> None:
+        """In a process that stands above a container, or of the process *pid*: tell the guard, where there is one."""
         if self.guard is not None:
-            self.guard.announce()
+            self.guard.announce(pid)
 
     def close(self) -> None:
         """Remove the session's cgroup, if it was made, and then the guard has nothing to guard."""

@@ -126,6 +126,10 @@ class Life:
         """Who lives in it, and who stands above them."""
         return {self._spawner.launcher.pid, *self.pids()}
 
+    def forget(self) -> None:
+        """In a forked child: a launcher ends when nobody holds its socket any more, and that shall be our parent."""
+        self._spawner.launcher.forget()
+
     # living with it
 
     def freeze(self) -> None:

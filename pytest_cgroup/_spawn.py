@@ -34,14 +34,14 @@ class Spawner:
     Args:
         first: this process's launcher; where the container has namespaces, or a tree to be held, it makes another one.
         own: the launcher has to stand above the tree.
-        announce: called in a process of ours that stands above one of the container's.
+        announce: tells of who stands above a tree: of the process with a pid, or of this one.
 
     Raises:
         ContainerError: a namespace could not be entered.
     """
 
     def __init__(
-        self, first: Launcher, *, spec: Spec, host: Host, tree: Tree, own: bool, announce: Callable[[], None]
+        self, first: Launcher, *, spec: Spec, host: Host, tree: Tree, own: bool, announce: Callable[..., None]
     ) -> None:
         self._tree = tree
         self._own = own
@@ -60,6 +60,8 @@ class Spawner:
         if self._branched:
             self.launcher, init = first.branch(dataclasses.asdict(namespaces), user_ns=user_ns, own=own)
             tree.held_by(self.launcher.pid, frozenset(() if init is None else (init,)))
+            if own:
+                announce(self.launcher.pid)
 
     def start(self, argv: Any, options: dict[str, Any]) -> Popen:
         """Start one, in the container before it begins; *options* are Popen's."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
 
 from . import _backends, _entry
+from ._guard import watch_over
 from ._host import Host
 from .exceptions import CgroupError
 
@@ -22,6 +24,9 @@ class Living(Protocol):
 
     def helpers(self) -> set[int]:
         """Who lives in it, and who stands above them."""
+
+    def forget(self) -> None:
+        """In a forked child, where it is the parent's."""
 
     def end(self, grace: float) -> object:
         """End it."""
@@ -74,11 +79,13 @@ class Station:
             NotOffered: it does not work here.
         """
         with self._lock:
+            inside = _entry.inside  # then it stands in its own container, and shall not leave that
             if self._host is None:
-                inside = _entry.inside  # then it stands in its own container, and shall not leave that
                 self._host = Host(scope=not inside, all_ours=inside)
             if name not in self._backends:
-                self._backends[name] = _backends.choose(self._host, name)
+                backend = self._backends[name] = _backends.choose(self._host, name)
+                if not inside:  # else the end of the container that it is in is all it takes
+                    watch_over(self._host, processes=backend.name == "process", name=_program())
             return self._host, self._backends[name]
 
     def launcher(self) -> Launcher:
@@ -122,6 +129,12 @@ class Station:
         """In a forked child, where all of it is the parent's: its lock may be held by a thread that is not here."""
         if self._launcher is not None:
             self._launcher[0].forget()
+        for life in self._living:
+            life.forget()
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "python"
 
 
 _station: Station | None = None
