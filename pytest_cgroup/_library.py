@@ -12,6 +12,7 @@ often: there is one end and one `Outcome`.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,7 @@ from ._call import call
 from ._commands import Commands
 from ._life import Life
 from ._run import Completed
+from ._visit import Visit
 from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class Container:
         self._backend_name = known_backend(backend)
         self._grace = self._spec.grace if "grace" in spec else _STOP_GRACE_SECONDS
         self._leaks = self._spec.leaks if "leaks" in spec else "ignore"
-        self._life: Life | None = None
+        self._life: Life | Visit | None = None
 
     def __repr__(self) -> str:
         state = "not started" if self._life is None else "live" if self.outcome is None else self.outcome.ended
@@ -86,7 +88,8 @@ class Container:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._finish(failed=error is not None)
+        if not isinstance(self._life, Visit):
+            self._finish(failed=error is not None)
 
     def finish(self) -> Outcome:
         """End it as leaving ``with`` does: `stop`, and then ``leaks`` says what comes of what was left.
@@ -108,6 +111,20 @@ class Container:
             elif not failed:
                 raise ContainerError(text, remedy='end them before the container ends, or leave out leaks="fail"')
         return outcome
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str], *, owned: bool = False) -> Container:
+        """Look at a cgroup that is there already: its processes, `usage`, `stats`, `limits`, and wait for it.
+
+        It is never removed, and nothing is started in it. What lives there is signalled, frozen or ended only with
+        *owned*, and not by leaving ``with``, but by asking for it.
+
+        Raises:
+            ContainerError: *path* is no directory of a cgroup mount.
+        """
+        container = cls(name=os.fspath(path))
+        container._life = Visit(os.fspath(path), owned=owned)
+        return container
 
     # the beginning
 
@@ -213,6 +230,23 @@ class Container:
         """Signal each of its processes, and no other."""
         self._live("signal").tree.signal(number)
 
+    def adopt(self, pid: int) -> None:
+        """Move a process that was started elsewhere into the container's cgroup: limits, measuring and the end hold for
+        it and for what it starts from now on. Its namespaces stay its own, and its children stay where they are.
+
+        Raises:
+            ContainerError: it is not ours to move (another user's, this process, one that this descends from), or gone.
+            NotOffered: the container is no cgroup.
+        """
+        self._live("adopt").adopt(pid)
+
+    def stats(self) -> dict[str, str]:
+        """The files of its cgroup as the kernel has them, by name: ``stats()["memory.events"]``.
+
+        On cgroup v1 under the names of v1; empty on the process backend, and after the end.
+        """
+        return self._ever("stats").stats()
+
     def freeze(self) -> None:
         """Stop everything in it where it stands, until `thaw`. A frozen container can be killed.
 
@@ -266,7 +300,7 @@ class Container:
         """What came of it, once it has ended."""
         return None if self._life is None else self._life.outcome
 
-    def _ever(self, operation: str) -> Life:
+    def _ever(self, operation: str) -> Life | Visit:
         """Its life, also when that is over.
 
         Raises:
@@ -277,7 +311,7 @@ class Container:
             raise ContainerError(f"container {self.name} was not started", operation=operation, remedy=remedy)
         return self._life
 
-    def _live(self, operation: str) -> Life:
+    def _live(self, operation: str) -> Life | Visit:
         """Its life, which goes on.
 
         Raises:

@@ -20,6 +20,7 @@ from ._container import KILL_SECONDS, SETTLE_SECONDS
 from ._outcome import Leak, Outcome, Usage
 from ._process import describe
 from ._spawn import Spawner
+from ._visit import adopt
 from .exceptions import ContainerError, NotOffered
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ._popen import Popen
     from ._spec import Spec
 
+_CGROUP = "a container with a cgroup, see `python -m pytest_cgroup doctor`"
 _FOREVER = 1e6  # seconds; poll(2) takes no more than 24 days' milliseconds
 
 
@@ -168,6 +170,20 @@ class Life:
             return self.outcome.usage
         self._spawner.measure()
         return dataclasses.replace(self.tree.usage(), wall_seconds=time.monotonic() - self._started_at)
+
+    def stats(self) -> dict[str, str]:
+        """The files of its cgroup; none where there is none."""
+        cgroup = getattr(self.tree, "cgroup", None)
+        return {} if cgroup is None or self.outcome is not None else cgroup.files()
+
+    def adopt(self, pid: int) -> None:
+        """Move a process in from outside: see `Container.adopt`."""
+        cgroup = getattr(self.tree, "cgroup", None)
+        if cgroup is None:
+            raise NotOffered("adopt: a tree of processes takes in nobody", missing=("cgroup",), remedy=_CGROUP)
+        with self._starting:
+            self._admit("adopt")
+            adopt(cgroup, pid, ours=self._station.helpers() - set(self.pids()))
 
     def wait_empty(self, timeout: float | None) -> bool:
         """Wait until nothing lives in it."""
