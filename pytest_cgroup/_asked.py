@@ -8,6 +8,7 @@ from typing import Any
 
 from ._host import LIMIT_FILES
 from ._spec import FIELDS, Spec, parse_kwargs
+from ._units import parse_size
 from .exceptions import SpecError
 
 _WHERE = "Container"
@@ -49,6 +50,23 @@ def parse_change(asked: dict[str, Any], limits: dict[str, Any]) -> tuple[Spec, S
 
 def _resolved(asked: dict[str, Any], where: str) -> Spec:
     return Spec.parse(asked, where).resolve(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def parse_output_limit(value: int | str | None) -> int | None:
+    """How many bytes of a command's output are kept; None for all.
+
+    Raises:
+        SpecError: it is no size.
+    """
+    if value is None:
+        return None
+    try:
+        size = parse_size(value)
+        if not isinstance(size, int) or size < 2:
+            raise ValueError("is no number of bytes from 2 on")
+    except ValueError as error:
+        raise SpecError("output_limit", value, str(error), where="run", allowed='bytes: 65536, "1M"') from error
+    return size
 
 
 def known_backend(name: str) -> str:

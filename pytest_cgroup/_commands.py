@@ -64,6 +64,7 @@ class Commands:
         timeout: float | None,
         input: str | bytes | None,
         capture_output: bool,
+        limit: int | None,
         options: dict[str, Any],
     ) -> Ended:
         """Run one: see `Container.run`.
@@ -92,7 +93,7 @@ class Commands:
                 return [pid for pid in self._pids() if pid not in before]
 
             try:
-                out, err, in_time = talk(process, given, timeout)
+                out, err, in_time = talk(process, given, timeout, limit)
             except BaseException:
                 _end(process, born)
                 raise

@@ -17,7 +17,7 @@ import shlex
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._asked import known_backend, parse
+from ._asked import known_backend, parse, parse_output_limit
 from ._call import call
 from ._commands import Commands
 from ._life import Life
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    import execnet
     import psutil
 
     from ._outcome import Outcome, Usage
     from ._spec import Spec
 
 _STOP_GRACE_SECONDS = 0.5
+_GATEWAY_SECONDS = 1.0  # for the threads of one whose process is gone
 
 
 class ContainedFactory(Protocol):
@@ -163,10 +165,14 @@ class Container:
         timeout: float | None = None,
         input: str | bytes | None = None,  # subprocess.run's name for it
         capture_output: bool = False,
+        output_limit: int | str | None = None,
         check: bool = False,
         **options: Any,
     ) -> Completed:
         """Run a program to its end, as `subprocess.run` does.
+
+        Of stdout and of stderr, where they are read, no more than *output_limit* bytes are kept (``"1M"``), the first
+        half and the last, and between them a line that says how many are missing. The program may write on.
 
         Its end is the end: a daemon that it left behind with its output open does not hang this. What outlives it goes
         on living in the container, and is listed in the result's ``outcome``; the usage there is the container's so
@@ -178,8 +184,10 @@ class Container:
             subprocess.CalledProcessError: with *check*, and a returncode other than 0.
             ContainerError, OSError: as `popen`.
         """
-        life = self._live("run")
-        ended = self._commands.run(argv, timeout=timeout, input=input, capture_output=capture_output, options=options)
+        life, limit = self._live("run"), parse_output_limit(output_limit)
+        ended = self._commands.run(
+            argv, timeout=timeout, input=input, capture_output=capture_output, limit=limit, options=options
+        )
         args, code = ended.process.args, ended.process.returncode
         owner = shlex.join(map(str, args)) if isinstance(args, list | tuple) else str(args)
         outcome = life.outcome_of(code, ended.wall_seconds, ended.left, owner)
@@ -201,6 +209,35 @@ class Container:
         """
         __tracebackhide__ = True
         return call(self._live("call").fork, function, args, kwargs)
+
+    def gateway(self, spec: str = "popen") -> execnet.Gateway:
+        """An execnet gateway whose interpreter lives inside: ``gateway().remote_exec("channel.send(1)")``.
+
+        Args:
+            spec: execnet's, of a popen gateway: ``"popen//python=python3.12"``.
+
+        It dies with the container, and is no leak of it.
+
+        Raises:
+            ValueError: *spec* is of another kind, which would run elsewhere.
+            ContainerError: as `popen`.
+        """
+        import execnet
+
+        from ._gateway import Inside
+
+        life = self._live("popen")
+        if not (asked := execnet.XSpec(spec)).popen or asked.via:
+            raise ValueError(f"{spec!r}: a gateway inside a container is started by popen")
+
+        def popen(argv: Any, **options: Any) -> Any:
+            process = life.start_process(argv, options)
+            life.not_left.add(process.pid)
+            return process
+
+        group = Inside(popen)
+        life.after_end.append(lambda: group.terminate(_GATEWAY_SECONDS))
+        return group.makegateway(asked)
 
     # living with it
 

@@ -61,6 +61,10 @@ class Life:
         self._ending = threading.RLock()
         self._closing = False
         self._frozen = False
+        #: pids that end with it by design, and are nobody's leaks
+        self.not_left: set[int] = set()
+        #: called when nothing lives in it any more
+        self.after_end: list[Callable[[], object]] = []
         station = _station.station()
         host, self._backend = station.backend(backend)
         _refuse_what_is_missing(self._backend, spec)
@@ -252,7 +256,8 @@ class Life:
         if self.cause is not None or tree.settle(0.0 if self.alive() else SETTLE_SECONDS):
             return ()
         me = os.getpid()
-        leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in tree.pids()]
+        left = [pid for pid in tree.pids() if pid not in self.not_left]
+        leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in left]
         if grace > 0:
             tree.signal(signal.SIGTERM)
             if self._frozen:
@@ -265,6 +270,8 @@ class Life:
             self._watcher.stop()
         if self.tree.kill(0.0):
             self._spawner.reap()
+            for done in self.after_end:
+                done()
         usage = self.usage()
         if self.cause == "oom":  # we may have been faster than the kernel's killer, and done its work
             usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))

@@ -20,6 +20,8 @@ from ._spec import Spec
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._popen import Popen
 
 _FOREVER = 1e6
@@ -53,6 +55,8 @@ class Visit:
         self.name = path
         self.spec = Spec()
         self.outcome: Outcome | None = None
+        self.not_left: set[int] = set()
+        self.after_end: list[Callable[[], object]] = []
         self.owned = owned
         self._cgroup = find_cgroup(path)
         self.tree = CgroupTree(self._cgroup)
