@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import execnet
     import psutil
 
+    from ._async_process import AsyncProcess
     from ._outcome import Outcome, Usage
     from ._spec import Spec
 
@@ -209,6 +210,19 @@ class Container:
         """
         __tracebackhide__ = True
         return call(self._live("call").fork, function, args, kwargs)
+
+    async def create_subprocess_exec(self, program: Any, *args: Any, **options: Any) -> AsyncProcess:
+        """Start a program in it for asyncio, as `asyncio.create_subprocess_exec` does; *options* are those of `popen`.
+
+        What comes back has ``stdin``, ``stdout``, ``stderr``, ``pid``, ``returncode``, ``wait``, ``communicate``,
+        ``send_signal``, ``terminate`` and ``kill``, as `asyncio.subprocess.Process` has.
+
+        Raises:
+            ContainerError, OSError: as `popen`.
+        """
+        from ._async_process import start
+
+        return await start(self._live("popen").start_process, [program, *args], options)
 
     def gateway(self, spec: str = "popen") -> execnet.Gateway:
         """An execnet gateway whose interpreter lives inside: ``gateway().remote_exec("channel.send(1)")``.

@@ -23,7 +23,7 @@ _environment _remedies _host _reaper
 
 _recover _guard_process _guard _backends _doctor _clean _entry _container
 _launcher _popen _watcher _run _station _asked _visit _forked _spawn _life
-_call _commands _gateway _library _foreground _daemon
+_call _commands _gateway _async_process _library _foreground _daemon
 _shared _origins _exempt _held _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
