@@ -9,7 +9,7 @@ from ._spec import Spec
 from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
 
 if TYPE_CHECKING:
-    from ._library import Container
+    from ._library import ContainedFactory, Container
     from ._outcome import Leak, Outcome, Usage
     from ._run import Completed
 
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CgroupError",
     "Completed",
+    "ContainedFactory",
     "ContainedWarning",
     "Container",
     "ContainerError",
@@ -32,6 +33,7 @@ __all__ = [
 #: where to find what is imported when it is first asked for: a run of pytest without a container has no use for it
 _LATER = {
     "Completed": "_run",
+    "ContainedFactory": "_library",
     "Container": "_library",
     "Leak": "_outcome",
     "Outcome": "_outcome",

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import select
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ PREFIX = "pytest-cgroup-"
 _NO_LIST = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
 #: as often rmdir is tried again after any refusal but EBUSY
 _MOST_REFUSALS = 5
+
+
+#: they change while they are read, and `pids` knows better
+_LISTS = frozenset(("cgroup.procs", "cgroup.threads", "tasks"))
 
 
 class Cgroup:
@@ -194,6 +199,18 @@ class Cgroup:
         finally:
             os.close(fd)
         return True
+
+    def files(self) -> dict[str, str]:
+        """What stands in each file that can be read, under the kernel's own name, but for those that list processes."""
+        found: dict[str, str] = {}
+        for directory in self.directories:
+            with os.scandir(directory) as entries:
+                names = sorted(one.name for one in entries if one.is_file() and one.stat().st_mode & stat.S_IRUSR)
+            for name in names:
+                if name not in _LISTS:
+                    with contextlib.suppress(OSError):  # not everything that may be opened can be read
+                        found.setdefault(name, read_file(f"{directory}/{name}"))
+        return found
 
     # killing and freezing
 

@@ -289,6 +289,12 @@ def wanting_container(items: list[pytest.Item], settings: Settings) -> list[pyte
     return [item for item in items if marked(item)]
 
 
+def asks_for_containers(item: pytest.Item) -> bool:
+    """Whether *item*, or a fixture of it, names one of the fixtures that make containers."""
+    names = getattr(item, "fixturenames", ())
+    return "contained" in names or "contained_factory" in names
+
+
 def marker_layers(item: pytest.Item) -> list[Layer]:
     """What the markers of *item* ask, the weaker first: module, class, function, and then the parameters' own.
 

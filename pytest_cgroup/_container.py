@@ -60,14 +60,18 @@ class Container:
         host: what this machine offers.
         name: becomes part of a directory's name.
         keep: paths that stay visible where a private /tmp would hide them.
+        nests: its processes are going to make containers inside.
     """
 
-    def __init__(self, spec: Spec, *, backend: Backend, host: Host, name: str, keep: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, spec: Spec, *, backend: Backend, host: Host, name: str, keep: tuple[str, ...] = (), nests: bool = False
+    ) -> None:
         self.spec = spec
         self.backend = backend
         self.name = name
         self._host = host
         self._keep = keep
+        self._nests = nests
         self._tree: Tree | None = None
         self._pid = 0
         self._pidfd: int | None = None
@@ -95,7 +99,7 @@ class Container:
         Raises:
             ContainerError: the kernel refused something; nothing is left behind.
         """
-        self._tree = self.backend.create(self.spec, self.name)
+        self._tree = self.backend.create(self.spec, self.name, nests=self._nests)
         log.debug("container %s: %s", self.name, self._tree.limits)
 
     @property

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: as often the way back to this process's own pid namespace is tried again
 _MOST_REFUSALS = 5
+#: whether this process is the first one of a container
+inside = False
 
 
 class Shape(NamedTuple):
@@ -102,6 +104,8 @@ def enter(spec: Spec, shape: Shape, join: Callable[[], None], *, keep: tuple[str
         keep: paths that stay visible where a private /tmp would hide them.
         status: descriptor to tell on what went wrong; closed.
     """
+    global inside
+    inside = True
     try:
         join()
         if shape.user_ns and not shape.pid_ns:

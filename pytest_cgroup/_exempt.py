@@ -31,15 +31,23 @@ PLUMBING = frozenset(("xdist",))
 
 
 def own_helper(pid: int) -> bool:
-    """Whether the process is a helper of the interpreter's own: a resource tracker or a fork server.
+    """Whether the process is a helper of the interpreter's own, a resource tracker or a fork server, or of ours.
 
-    What the fork server forks has the same command line, and is somebody's.
+    What the fork server forks has the same command line, and is somebody's. What is in a container ends with that.
     """
+    if pid in _containers_own():
+        return True
     argv = command_line(pid)
     if not runs_helper(argv) or pid in fork_server_children():
         return False
     fields = stat_fields(pid)
     return fields is not None and command_line(int(fields[1])) != argv
+
+
+def _containers_own() -> set[int]:
+    """What lives in the containers of this process, and what starts it there."""
+    station = getattr(sys.modules.get("pytest_cgroup._station"), "_station", None)
+    return set() if station is None else station.helpers()
 
 
 def runs_helper(argv: Sequence[str]) -> bool:

@@ -60,13 +60,19 @@ CONTROLLER = "pytest_cgroup_controller"
 
 
 def watch_over(
-    host: Host, *, processes: bool, controller: str | None = None, in_place: Sequence[str] | None = None
+    host: Host,
+    *,
+    processes: bool,
+    controller: str | None = None,
+    in_place: Sequence[str] | None = None,
+    name: str = "pytest",
 ) -> str | None:
     """Start the guard of *host*'s session, and clean up after sessions that had none to do so.
 
     Args:
         host: what holds the session's cgroup; it ends the guard when it is closed.
         processes: whether containers are no cgroups here, but trees of processes.
+        name: what this process is called if it was killed.
         controller: `str(Owner)` of the process that this one works for, and with which it is to end.
         in_place: where leaks are looked for in place, the globs of what is none; None where they are not.
 
@@ -85,17 +91,26 @@ def watch_over(
     if host.guard is not None or os.environ.get(SWITCH):
         return None
     try:
-        host.guard = _start_guard(host, session, processes=processes, controller=controller, in_place=in_place)
+        host.guard = _start_guard(
+            host, session, processes=processes, controller=controller, in_place=in_place, name=name
+        )
     except (OSError, ValueError, CgroupError) as error:  # no process to be had, no interpreter to be executed
-        return f"there is no guard, and if pytest is killed it leaves its containers behind: {error}"
+        return f"there is no guard, and if {name} is killed it leaves its containers behind: {error}"
     return None
 
 
 def _start_guard(
-    host: Host, session: Cgroup | None, *, processes: bool, controller: str | None, in_place: Sequence[str] | None
+    host: Host,
+    session: Cgroup | None,
+    *,
+    processes: bool,
+    controller: str | None,
+    in_place: Sequence[str] | None,
+    name: str,
 ) -> Guard:
     owner = this_process()
     orders = {
+        "name": name,
         "owner": [owner.process.pid, owner.process.start_time, *owner.namespaces],
         "cgroup": session is not None,
         "unified": session and session.unified,
@@ -167,20 +182,20 @@ class Guard:
         self._pidfd = os.pidfd_open(int(said))
         return int(said)
 
-    def announce(self) -> None:
-        """In a process that stands above a container: what is below it is to be killed if pytest dies."""
-        self._tell(b"%d %d\n")
+    def announce(self, pid: int | None = None) -> None:
+        """In a process that stands above a container, or of the process *pid*: if pytest dies, kill what is below."""
+        self._tell(b"%d %d\n", pid)
 
     def announce_fork(self) -> None:
         """In a process that was forked in place: it is to be killed if pytest dies, with what is below it."""
         self._tell(_guard_process.FORK + b" %d %d\n")
 
-    def _tell(self, line: bytes) -> None:
+    def _tell(self, line: bytes, pid: int | None = None) -> None:
         # The number by which pytest knows it: in a pid namespace it has another one, but there is no new /proc yet.
-        me = ProcessId.of(int(os.readlink("/proc/self")))
-        if me is not None:
+        told = ProcessId.of(int(os.readlink("/proc/self")) if pid is None else pid)
+        if told is not None:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it was killed, or stopped
-                os.write(self._pipe, line % (me.pid, me.start_time))
+                os.write(self._pipe, line % (told.pid, told.start_time))
 
     def end(self) -> None:
         """There is nothing to clean up any more. In a forked child nothing happens."""

@@ -149,7 +149,7 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
         with contextlib.suppress(OSError, CgroupError):
             sweep(session)  # the controller's, which none but its workers' guards knows of
     with contextlib.suppress(OSError):  # nobody reads
-        _tell(pid, str(cleaned) if cleaned.killed else "", cleaned.left)
+        _tell(f"{asked['name']}[{pid}]", str(cleaned) if cleaned.killed else "", cleaned.left)
 
 
 def _is_identity(line: bytes) -> bool:
@@ -162,10 +162,10 @@ def _is_fork(line: bytes) -> bool:
     return first == FORK and _is_identity(rest)
 
 
-def _tell(pid: int, killed: str, left: dict[str, str]) -> None:
-    text = f"\npytest-cgroup: pytest[{pid}] was killed, and left behind, now killed: {killed}\n" if killed else ""
+def _tell(who: str, killed: str, left: dict[str, str]) -> None:
+    text = f"\npytest-cgroup: {who} was killed, and left behind, now killed: {killed}\n" if killed else ""
     for path, why in left.items():
-        text += f"\npytest-cgroup: pytest[{pid}] was killed, and can't be cleaned up after: {path}: {why}\n"
+        text += f"\npytest-cgroup: {who} was killed, and can't be cleaned up after: {path}: {why}\n"
     if text:
         os.write(STDERR, text.encode(errors="replace"))
 

@@ -72,8 +72,8 @@ class Capability:
 class Guardian(Protocol):
     """Who cleans up when this process is killed (`_guard`)."""
 
-    def announce(self) -> None:
-        """In a process that stands above a container: tell of it."""
+    def announce(self, pid: int | None = None) -> None:
+        """In a process that stands above a container, or of the process *pid*: tell of it."""
 
     def announce_fork(self) -> None:
         """In a process that was forked in place: tell of it."""
@@ -88,16 +88,18 @@ class Host:
     The arguments are `Placement`'s.
     """
 
-    def __init__(self, base: str | None = None, *, scope: bool = True, take_over: bool = False) -> None:
-        self._placed = (base, scope, take_over)
+    def __init__(
+        self, base: str | None = None, *, scope: bool = True, take_over: bool = False, all_ours: bool = False
+    ) -> None:
+        self._placed = (base, scope, take_over, all_ours)
         self._known: dict[str, Capability] = {}
         self.guard: Guardian | None = None
 
     @cached_property
     def placement(self) -> Placement:
         """The session's cgroup, made on first use."""
-        base, scope, take_over = self._placed
-        placement = Placement(base, scope=scope, take_over=take_over)
+        base, scope, take_over, all_ours = self._placed
+        placement = Placement(base, scope=scope, take_over=take_over, all_ours=all_ours)
         if (nothing := nothing_at_all()) is None:
             placement.open()
         else:
@@ -108,6 +110,11 @@ class Host:
     def environment(self) -> Environment:
         """Where this is: what is missing here has its remedy here."""
         return recognise()
+
+    def announce(self, pid: int | None = None) -> None:
+        """In a process that stands above a container, or of the process *pid*: tell the guard, where there is one."""
+        if self.guard is not None:
+            self.guard.announce(pid)
 
     def close(self) -> None:
         """Remove the session's cgroup, if it was made, and then the guard has nothing to guard.

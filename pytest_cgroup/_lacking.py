@@ -67,6 +67,13 @@ def not_delegated(controller: str, base: str, mount_point: str) -> Missing:
     return Missing(reason, f"write `[Service]` and `{_ALL}`, a line each, into {drop_in}, {then}")
 
 
+def not_in_container(controllers: list[str]) -> dict[str, Missing]:
+    """Of a test's own container, in which others are to be made: it is in no cgroup of *controllers*."""
+    names = ["io" if name == "blkio" else name or "cgroup2" for name in controllers]
+    why = f"the test's own container is not in the hierarchy of {', '.join(names)}"
+    return dict.fromkeys([*names, "cgroup"], Missing(why, "let the test ask for `contained` or `contained_factory`"))
+
+
 def not_shown(mount: CgroupMount) -> Missing:
     """Pytest's own cgroup is not below *mount*: a bind mount of another part, or of another cgroup namespace."""
     reason = f"pytest's cgroup is outside what {mount.mount_point} shows"

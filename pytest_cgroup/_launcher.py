@@ -119,6 +119,8 @@ def _serve(sock: socket.socket, *, own: bool) -> NoReturn:
                 _tell_ended(told)
                 continue
             if (asked := receive(sock)) is None:
+                if own:
+                    _end_all()
                 os._exit(0)
             message, fds = asked
             try:
@@ -131,6 +133,20 @@ def _serve(sock: socket.socket, *, own: bool) -> NoReturn:
                 send(sock, answer)
             except BrokenPipeError:
                 os._exit(0)
+
+
+def _end_all() -> None:
+    """Nobody is there who asks, and nobody else holds what is below: without its end none of that would be found."""
+    from ._process import SIGKILL, descendants, signal_members, wait_gone
+
+    me = os.getpid()
+    while pids := descendants(me):
+        signal_members(lambda: descendants(me), signal.SIGSTOP)  # what is stopped can't fork
+        signal_members(lambda: descendants(me), SIGKILL)
+        wait_gone(pids, 0.1)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 def _answer(
@@ -279,7 +295,7 @@ def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
                     resource.setrlimit(limit, pair)
             if own:
                 _syscalls.set_pdeathsig(signal.SIGKILL)  # its launcher holds the tree, and shall not end before it
-            _take_on(message.get("entry") or {})
+            take_on(message.get("entry") or {})
             if own:
                 _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
         except BaseException as error:
@@ -307,7 +323,7 @@ def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
 NOT_ENTERED = "pytest-cgroup: "
 
 
-def _take_on(entry: dict[str, Any]) -> None:
+def take_on(entry: dict[str, Any]) -> None:
     """What the container's spec asks of each process."""
     if not entry:
         return

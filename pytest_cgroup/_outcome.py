@@ -16,6 +16,11 @@ from .exceptions import shown
 
 __all__ = ["Ended", "Leak", "Outcome", "Usage", "signal_name", "to_record"]
 
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
 Ended = Literal["exit", "signal", "oom", "oom-ancestor", "timeout", "cpu-time", "error"]
 
 
@@ -44,6 +49,29 @@ class Usage:
     oom_kill: int | None = None
     pids_max_hits: int | None = None
     memory_high_hits: int | None = None
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """User and system time together."""
+        if self.cpu_user_seconds is None and self.cpu_system_seconds is None:
+            return None
+        return (self.cpu_user_seconds or 0.0) + (self.cpu_system_seconds or 0.0)
+
+    def describe(self) -> str:
+        """The numbers that are known, in one line."""
+        found = [f"{format_seconds(self.wall_seconds)} wall", f"{format_seconds(self.cpu_seconds)} CPU"]
+        if self.memory_peak_bytes is not None:
+            cache = f" ({format_size(self.memory_file_bytes)} of it page cache)" if self.memory_file_bytes else ""
+            found.append(f"{format_size(self.memory_peak_bytes)} memory at the peak{cache}")
+        if self.pids_peak is not None:
+            found.append(f"{_plural(self.pids_peak, 'task')} at the peak")
+        if self.io_read_bytes or self.io_write_bytes:
+            found.append(f"{format_size(self.io_read_bytes)} read, {format_size(self.io_write_bytes)} written")
+        if self.throttled_seconds:
+            found.append(f"{format_seconds(self.throttled_seconds)} throttled")
+        if self.oom_kill:
+            found.append(_plural(self.oom_kill, "OOM kill"))
+        return ", ".join(found)
 
     def to_json(self) -> dict[str, object]:
         """All fields by name; numbers and ``None`` only."""

@@ -32,7 +32,7 @@ from ._kernel_files import move_all, read_file, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
 from ._ownership import LEAF as LEAF
-from ._ownership import sign
+from ._ownership import is_session, sign
 from ._process import ProcessId
 from ._refusal import refused
 from .exceptions import ContainerError, NotOffered
@@ -60,18 +60,23 @@ class Placement:
         base: the cgroup to work below; None for pytest's own.
         scope: whether systemd may be asked for a scope, where pytest's own cgroup gives too little.
         take_over: whether other processes in the base are moved into the leaf, in a private cgroup namespace.
+        all_ours: they are moved in any case: the base is a container that this process is the first one of. Nothing
+            is made in a hierarchy that the container is not in, where nobody would remove it.
 
     Attributes:
         session: where containers are made; None if that is impossible here.
         missing: for each thing that is not offered, why.
     """
 
-    def __init__(self, base: str | None = None, *, scope: bool = True, take_over: bool = False) -> None:
+    def __init__(
+        self, base: str | None = None, *, scope: bool = True, take_over: bool = False, all_ours: bool = False
+    ) -> None:
         self.base = base
         self.session: Cgroup | None = None
         self.missing: dict[str, Missing] = {}
         self._scope = scope
         self._take_over = take_over
+        self._all_ours = all_ours
         self._in_private_root = False
         self._owner = os.getpid()
         self._moved_from: str | None = None
@@ -182,7 +187,13 @@ class Placement:
             directory = own_directory(mount, own.get(keys[0], "/"))
             if relative is not None and os.path.isdir(f"{mount.mount_point}/{relative}"):
                 directory = os.path.normpath(f"{mount.mount_point}/{relative}")
-            if directory is None:
+            if (
+                self._all_ours
+                and directory is not None
+                and not is_session(os.path.basename(os.path.dirname(directory)))
+            ):
+                found.missing.update(_lacking.not_in_container(keys))
+            elif directory is None:
                 found.missing["cgroup"] = _lacking.not_shown(mount)
             elif mount.version == 2:
                 found.unified, found.mount = _above_leaf(directory), mount
@@ -296,7 +307,7 @@ class Placement:
         if here:
             self._step_aside(base, session)
         others = _pids(f"{base}/cgroup.procs")
-        if others and self._take_over and self._in_private_root and here:
+        if others and here and (self._all_ours or (self._take_over and self._in_private_root)):
             others = move_all(base, self._leaf)
         if not others:
             return None

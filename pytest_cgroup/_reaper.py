@@ -50,7 +50,7 @@ def become_reaper(status: int) -> int:
         refuse(status, no_fork(error))
     if child == 0:
         _syscalls.set_pdeathsig(signal.SIGKILL)  # it shall not outlive the reaper, which holds what it starts
-        if os.getppid() != reaper:
+        if os.getppid() not in (reaper, 0):  # 0: the reaper stands outside of the pid namespace that this one is in
             os._exit(NOT_ENTERED)
         if on_child is not None:
             signal.signal(signal.SIGCHLD, on_child)

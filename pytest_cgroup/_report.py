@@ -9,12 +9,12 @@ import pytest
 
 from ._outcome import signal_name, to_record
 from ._units import format_seconds, format_size
-from ._verdict import from_properties, leaks_in_place, notes, one_line, plural
+from ._verdict import from_properties, leaks_in_place, notes, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ._outcome import Leak, Outcome, Usage
+    from ._outcome import Leak, Outcome
 
 _SIZES = ("memory", "swap", "memory_high")
 
@@ -24,36 +24,13 @@ def section(outcome: Outcome) -> str:
     lines = [f"note: {note}" for note in notes(outcome)]
     if outcome.limits:
         lines.append("limits: " + ", ".join(f"{name}={_limit(name, value)}" for name, value in outcome.limits.items()))
-    lines.append("used: " + ", ".join(_used(outcome.usage)))
+    lines.append(f"used: {outcome.usage.describe()}")
     lines += [f"not enforced: {what}" for what in outcome.not_enforced]
     return "\n".join([*lines, f"backend: {outcome.backend}"])
 
 
 def _limit(name: str, value: str) -> str:
     return format_size(int(value)) if name in _SIZES and value.isdigit() else value
-
-
-def _used(usage: Usage) -> list[str]:
-    cpu = _cpu(usage)
-    found = [f"{format_seconds(usage.wall_seconds)} wall", f"{format_seconds(cpu)} CPU"]
-    if usage.memory_peak_bytes is not None:
-        cache = f" ({format_size(usage.memory_file_bytes)} of it page cache)" if usage.memory_file_bytes else ""
-        found.append(f"{format_size(usage.memory_peak_bytes)} memory at the peak{cache}")
-    if usage.pids_peak is not None:
-        found.append(f"{plural(usage.pids_peak, 'task')} at the peak")
-    if usage.io_read_bytes or usage.io_write_bytes:
-        found.append(f"{format_size(usage.io_read_bytes)} read, {format_size(usage.io_write_bytes)} written")
-    if usage.throttled_seconds:
-        found.append(f"{format_seconds(usage.throttled_seconds)} throttled")
-    if usage.oom_kill:
-        found.append(plural(usage.oom_kill, "OOM kill"))
-    return found
-
-
-def _cpu(usage: Usage) -> float | None:
-    if usage.cpu_user_seconds is None and usage.cpu_system_seconds is None:
-        return None
-    return (usage.cpu_user_seconds or 0.0) + (usage.cpu_system_seconds or 0.0)
 
 
 # the table at the end
@@ -66,7 +43,7 @@ def _row(nodeid: str, outcome: Outcome) -> tuple[str, ...]:
     usage = outcome.usage
     return (
         format_size(usage.memory_peak_bytes),
-        format_seconds(_cpu(usage)),
+        format_seconds(usage.cpu_seconds),
         format_seconds(usage.wall_seconds),
         "-" if usage.pids_peak is None else str(usage.pids_peak),
         format_size(usage.io_read_bytes),
@@ -99,7 +76,7 @@ def table(found: list[tuple[str, Outcome]], most: int | None) -> list[str]:
     """The *most* heaviest tests, heaviest first, a line each, and a head; all for 0 or None. No empty columns."""
 
     def weight(one: tuple[str, Outcome]) -> tuple[int, float]:
-        return one[1].usage.memory_peak_bytes or 0, _cpu(one[1].usage) or 0.0
+        return one[1].usage.memory_peak_bytes or 0, one[1].usage.cpu_seconds or 0.0
 
     heaviest = sorted(found, key=weight, reverse=True)[: most or None]
     rows = [_HEAD, *(_row(nodeid, outcome) for nodeid, outcome in heaviest)]

@@ -67,10 +67,49 @@ def _locale_encoding() -> str:
     return locale.getpreferredencoding(do_setlocale=False)
 
 
-def talk(process: Popen, given: bytes, timeout: float | None) -> tuple[bytes | None, bytes | None, bool]:
-    """Write *given*, read stdout and stderr where they are pipes, until *process* has ended; whether it has in time."""
+class Kept:
+    """What a program has written: all of it, or its head and its tail where it is more than *limit* bytes.
+
+    Attributes:
+        written: how many bytes the program wrote, as far as they were read.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._head = io.BytesIO()
+        self._tail = bytearray()
+        self.written = 0
+
+    def write(self, piece: bytes) -> None:
+        """More of it."""
+        self.written += len(piece)
+        if self._limit is None:
+            self._head.write(piece)
+            return
+        room = self._limit - self._limit // 2 - self._head.tell()
+        self._head.write(piece[:room])
+        self._tail += piece[room:]
+        if len(self._tail) > 2 * self._limit + _PIECE:  # not at each piece: what is left is moved
+            del self._tail[: len(self._tail) - self._limit // 2]
+
+    def getvalue(self) -> bytes:
+        """What was kept, with a line that says how much is missing."""
+        limit = self._limit
+        if limit is None or self.written <= limit:
+            return self._head.getvalue() + bytes(self._tail)
+        tail = bytes(self._tail[len(self._tail) - limit // 2 :])
+        return self._head.getvalue() + b"\n[%d bytes left out]\n" % (self.written - limit) + tail
+
+
+def talk(
+    process: Popen, given: bytes, timeout: float | None, limit: int | None = None
+) -> tuple[bytes | None, bytes | None, bool]:
+    """Write *given*, read stdout and stderr where they are pipes, until *process* has ended; whether it has in time.
+
+    Of each of the two *limit* bytes are kept.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
-    read = {pipe.fileno(): io.BytesIO() for pipe in (process.stdout, process.stderr) if pipe is not None}
+    read = {pipe.fileno(): Kept(limit) for pipe in (process.stdout, process.stderr) if pipe is not None}
     outputs = [None if pipe is None else read[pipe.fileno()] for pipe in (process.stdout, process.stderr)]
     end, own_end = _end_of(process)
     poll = select.poll()
@@ -133,7 +172,7 @@ def _write(process: Popen, rest: memoryview, poll: select.poll) -> memoryview:
     return rest
 
 
-def _drain(fd: int, output: io.BytesIO) -> None:
+def _drain(fd: int, output: Kept) -> None:
     """What is there already; no more than was there at the end, whoever goes on writing."""
     os.set_blocking(fd, False)
     most = 1 << 20  # the largest pipe that a process without privilege can make

@@ -5,15 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import Settings, Trouble, TroubleTeller, decide, lacks, shared_key, trouble_key, wanting_container
+from ._config import (
+    Settings,
+    Trouble,
+    TroubleTeller,
+    asks_for_containers,
+    decide,
+    lacks,
+    shared_key,
+    trouble_key,
+    wanting_container,
+)
 from .exceptions import CgroupError, ContainedWarning
 
 if TYPE_CHECKING:
     from ._backends import Backend
+    from ._fixtures import Containers
     from ._host import Host
     from ._leak_report import LeakReport
     from ._owners import Accounts
@@ -55,12 +67,22 @@ class Session:
             return None
         return self._say()
 
+    @cached_property
+    def containers(self) -> Containers:
+        """Those of the fixtures `contained` and `contained_factory`."""
+        from ._fixtures import Containers
+
+        return Containers(self.config, self.settings, self._use)
+
     def prepare(self, items: list[pytest.Item]) -> None:
         """Decide for each item whether and how it is contained; the first one brings the machinery."""
         self._tell_of_lacking_limits(items)
-        contained = wanting_container(items, self.settings)
-        if not contained:
-            return
+        if contained := wanting_container(items, self.settings):
+            self._prepare_contained(contained)
+        if not self.config.option.collectonly and any(map(asks_for_containers, items)):
+            self.containers.prepare()
+
+    def _prepare_contained(self, contained: list[pytest.Item]) -> None:
         plugins = self.config.pluginmanager
         self._tell_trouble()
         if sys.platform != "linux":
@@ -203,6 +225,8 @@ class Session:
 
     def close(self) -> None:
         """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""
+        if "containers" in vars(self):
+            self.containers.close()
         if self._host is not None and os.getpid() == self._owner:
             try:
                 self._host.close()

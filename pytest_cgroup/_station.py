@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from . import _backends
+from . import _backends, _entry
+from ._guard import watch_over
 from ._host import Host
+from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from ._backends import Backend
     from ._popen import Launcher
+
+
+class Living(Protocol):
+    """A container that lives (`_life`)."""
+
+    def helpers(self) -> set[int]:
+        """Who lives in it, and who stands above them."""
+
+    def forget(self) -> None:
+        """In a forked child, where it is the parent's."""
+
+    def end(self, grace: float) -> object:
+        """End it."""
 
 
 class Station:
@@ -24,6 +41,36 @@ class Station:
         self._backends: dict[str, Backend] = {}
         self._launcher: tuple[Launcher, tuple[int, ...]] | None = None
         self._count = 0
+        self._borrowed = False
+        self._parted: list[Host] = []
+        self._living: list[Living] = []
+
+    def lend(self, host: Host, backend: Backend, *, asked: str) -> None:
+        """From now on containers are made on *host*, which is not ours to close, by *backend*, if *asked* is wanted."""
+        with self._lock:
+            if self._host is host:
+                return
+            if self._host is not None and not self._borrowed:
+                self._parted.append(self._host)
+            self._host, self._borrowed = host, True
+            self._backends = {asked: backend, backend.name: backend, "auto": backend}
+
+    def begins(self, life: Living) -> None:
+        """A container lives."""
+        with self._lock:
+            self._living.append(life)
+
+    def is_over(self, life: Living) -> None:
+        """It has ended."""
+        with self._lock:
+            if life in self._living:
+                self._living.remove(life)
+
+    def helpers(self) -> set[int]:
+        """The processes that start those of containers, and these: they end with a container, or with this process."""
+        launcher = self._launcher
+        first = set() if launcher is None else {launcher[0].pid}
+        return first.union(*(life.helpers() for life in list(self._living)))
 
     def backend(self, name: str) -> tuple[Host, Backend]:
         """The backend *name*, "auto" for the highest rung that works here.
@@ -32,10 +79,13 @@ class Station:
             NotOffered: it does not work here.
         """
         with self._lock:
+            inside = _entry.inside  # then it stands in its own container, and shall not leave that
             if self._host is None:
-                self._host = Host()
+                self._host = Host(scope=not inside, all_ours=inside)
             if name not in self._backends:
-                self._backends[name] = _backends.choose(self._host, name)
+                backend = self._backends[name] = _backends.choose(self._host, name)
+                if not inside:  # else the end of the container that it is in is all it takes
+                    watch_over(self._host, processes=backend.name == "process", name=_program())
             return self._host, self._backends[name]
 
     def launcher(self) -> Launcher:
@@ -55,23 +105,36 @@ class Station:
         """A name that no other container of this process has."""
         with self._lock:
             self._count += 1
-            return f"{self._count}-{name}"
+            return f"own-{self._count}-{name}"  # and no test's
 
     def close(self) -> None:
-        """Give everything back; the next container finds it anew."""
+        """End the containers that live, and give everything back; the next container finds it anew."""
+        for life in self._living[::-1]:
+            with contextlib.suppress(CgroupError):
+                life.end(0.0)
         with self._lock:
             launcher, self._launcher = self._launcher, None
             host, self._host = self._host, None
+            hosts, self._parted = self._parted, []
             self._backends.clear()
             if launcher is not None:
                 launcher[0].close()
-            if host is not None:
-                host.close()
+            if host is not None and not self._borrowed:
+                hosts.append(host)
+            self._borrowed = False
+            for one in hosts:
+                one.close()
 
     def forget(self) -> None:
         """In a forked child, where all of it is the parent's: its lock may be held by a thread that is not here."""
         if self._launcher is not None:
             self._launcher[0].forget()
+        for life in self._living:
+            life.forget()
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "python"
 
 
 _station: Station | None = None

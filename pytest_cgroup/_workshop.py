@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from . import _seam
+from ._config import asks_for_containers
 from ._container import Container
 from ._guard import CONTROLLER, watch_over
 from ._output import Output
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 #: containers between two collections of all garbage
 COLLECT_EVERY = 500
-_IDLE_PLUGINS = ("execnet", "xdist", "pytest_rerunfailures", "pytest_timeout")
+_IDLE_PLUGINS = ("pytest_cgroup", "execnet", "xdist", "pytest_rerunfailures", "pytest_timeout")
 
 
 class Workshop:
@@ -69,7 +70,8 @@ class Workshop:
         self._count += 1
         keep = (*self._kept_paths(item),) if spec.private_tmp else ()
         name = f"{self._count}-{_safe(item.name)}"
-        return Container(spec, backend=self.backend, host=self.host, name=name, keep=keep)
+        nests = asks_for_containers(item)
+        return Container(spec, backend=self.backend, host=self.host, name=name, keep=keep, nests=nests)
 
     def _kept_paths(self, item: pytest.Item) -> list[str]:
         """What a test must still see below a private /tmp: its own tmp_path, its sources, the interpreter's files."""

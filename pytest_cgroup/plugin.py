@@ -1,4 +1,4 @@
-"""The pytest plugin: hooks, and nothing else.
+"""The pytest plugin: hooks and fixtures, and nothing else.
 
 The path of the data:
 
@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._library import ContainedFactory, Container
     from ._session import Session
 
 session_key: pytest.StashKey[Session] = pytest.StashKey()
@@ -68,3 +71,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_unconfigure(config: pytest.Config) -> None:
     if (session := config.stash.get(session_key, None)) is not None:
         session.close()
+
+
+@pytest.fixture
+def contained(request: pytest.FixtureRequest) -> Iterator[Container]:
+    """A container of the test's own, to start programs in: inside the test's, if the test is contained."""
+    factory = request.config.stash[session_key].containers.factory_of(request.node.name)
+    yield factory()
+    factory.close()
+
+
+@pytest.fixture(scope="session")
+def contained_factory(request: pytest.FixtureRequest) -> Iterator[ContainedFactory]:
+    """Makes containers, `contained_factory(memory="64M")`, that end with the test or the fixture that asked for it."""
+    factory = request.config.stash[session_key].containers.factory()
+    yield factory
+    factory.close()

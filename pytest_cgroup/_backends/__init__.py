@@ -57,6 +57,9 @@ class Tree(Protocol):
     def held_by(self, root: int, apart: frozenset[int]) -> None:
         """Such processes, and nothing of ours, are below *root*; *apart* are there for the container's sake."""
 
+    def held_by_another(self, root: int) -> None:
+        """More of such processes are below *root*, too; it is nobody else's pid before it is waited for."""
+
     def ended(self, rusage: dict[str, float]) -> None:
         """In the parent: what the reaper, if there is one, measured of all that it waited for."""
 
@@ -124,8 +127,8 @@ class Backend(Protocol):
     def weaker(self, spec: Spec) -> tuple[str, ...]:
         """What of *spec* is honoured, but less strictly than the kernel could."""
 
-    def create(self, spec: Spec, name: str) -> Tree:
-        """A new container, limits set and read back.
+    def create(self, spec: Spec, name: str, *, nests: bool = False) -> Tree:
+        """A new container, limits set and read back; *nests*: others are to be made inside, with limits of any kind.
 
         Raises:
             ContainerError: the kernel refused something.

@@ -65,8 +65,8 @@ class CgroupBackend:
             return ()
         return ("swap: this kernel does not account for it, the memory limit does not hold what is swapped out",)
 
-    def create(self, spec: Spec, name: str) -> CgroupTree:
-        cgroup = self.session.child(name, self._measured | self._controllers(spec))
+    def create(self, spec: Spec, name: str, *, nests: bool = False) -> CgroupTree:
+        cgroup = self.session.child(name, None if nests else self._measured | self._controllers(spec))
         cgroup.make()
         try:
             tree = CgroupTree(cgroup)
@@ -177,6 +177,9 @@ class CgroupTree:
 
     def held_by(self, root: int, apart: frozenset[int]) -> None:
         """The cgroup knows who is in it."""
+
+    def held_by_another(self, root: int) -> None:
+        """It knows them, too."""
 
     def ended(self, rusage: dict[str, float]) -> None:
         """The cgroup counts better: whoever was born in it, waited for or not."""

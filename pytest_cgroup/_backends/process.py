@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .._outcome import Usage
 from .._ownership import COOKIE, this_process
 from .._placement import Missing
-from .._process import descendants, signal_members, stat_fields, wait_gone
+from .._process import ProcessId, descendants, signal_members, stat_fields, wait_gone
 from . import missing_identity, missing_namespaces
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ProcessBackend:
             said.append("cpuset: set as the affinity of the first process, which can change it")
         return tuple(said)
 
-    def create(self, spec: Spec, name: str) -> ProcessTree:
+    def create(self, spec: Spec, name: str, *, nests: bool = False) -> ProcessTree:
         memory = spec.memory if isinstance(spec.memory, int) else None
         return ProcessTree(memory, spec.cpuset)
 
@@ -94,6 +94,7 @@ class ProcessTree:
         self._root = 0
         self._cookie = str(this_process())  # in the child it is another one
         self._apart: frozenset[int] = frozenset()
+        self._others: set[ProcessId] = set()
         self._shares_memory = True
         # A forked test shares pytest's pages until one of the two writes them: those are not what the test uses.
         # The proportional shares of all who share them add up to what there was before the fork, and what is new.
@@ -123,6 +124,15 @@ class ProcessTree:
         self._root, self._apart = root, apart
         self._shares_memory, self._before = False, 0
 
+    def held_by_another(self, root: int) -> None:
+        if (identity := ProcessId.of(root)) is not None:
+            self._others = {one for one in self._others if one.alive} | {identity}
+
+    def _below(self) -> list[int]:
+        """Those below whoever holds them."""
+        roots = [self._root, *(one.pid for one in self._others if one.alive)]
+        return list(dict.fromkeys(pid for root in roots for pid in descendants(root)))
+
     def ended(self, rusage: dict[str, float]) -> None:
         """What the reaper measured of everything it waited for (getrusage(2), RUSAGE_CHILDREN)."""
         self._final = rusage
@@ -131,7 +141,7 @@ class ProcessTree:
         """None only if there is none: who ended while the table was read may have had children, now the reaper's."""
         ended: set[int] = set()
         while True:
-            found = [pid for pid in descendants(self._root) if pid not in self._apart]
+            found = [pid for pid in self._below() if pid not in self._apart]
             living = [pid for pid in found if (fields := stat_fields(pid)) and fields[0] not in ("Z", "X")]
             if living or ended.issuperset(found):
                 return living
@@ -202,7 +212,7 @@ class ProcessTree:
         """The living, and what they waited for (proc_pid_stat(5), fields 14 to 17), the reaper's included."""
         ticks = 0
         try:
-            for pid in (self._root, *descendants(self._root)):
+            for pid in (self._root, *(one.pid for one in self._others), *self._below()):
                 if fields := stat_fields(pid):
                     ticks += sum(map(int, fields[11:15]))
         except OSError:

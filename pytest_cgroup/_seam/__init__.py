@@ -23,6 +23,7 @@ from .reports import (
     restore_subtest,
     set_failed_subtests,
     share,
+    skip,
 )
 from .scopes import (
     forget_outer_finalizers,
@@ -63,6 +64,7 @@ __all__ = [
     "set_up_higher_scopes",
     "share",
     "shares_terminal",
+    "skip",
     "take_junit",
     "tear_down_everything",
     "tear_down_item_alone",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -101,3 +101,9 @@ def restore(report: pytest.TestReport, *, was_text: bool) -> None:
         report.longrepr = tuple(longrepr)
     elif isinstance(longrepr, str) and not was_text:
         report.longrepr = _Told(longrepr)  # type: ignore[assignment]
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip the test that is set up or runs, and say so of its own place and not of ours."""
+    __tracebackhide__ = True
+    raise pytest.skip.Exception(reason, _use_item_location=True)

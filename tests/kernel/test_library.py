@@ -420,10 +420,10 @@ print(len(c.outcome.leaks), p.returncode)
 
 
 def test_nothing_is_left_when_its_owner_ends_without_a_word(unprivileged: OrdinaryUser) -> None:
-    """The launcher ends with who talks to it. A cgroup would stay, until `clean` or the next run comes."""
+    """The launcher ends with who talks to it."""
     program = (
         "import os, pytest_cgroup\nwith pytest_cgroup.Container(backend='process') as c:\n"
-        "    c.run(['true'])\n    print(c._launcher.pid, flush=True)\n    os._exit(0)"
+        "    c.run(['true'])\n    print(c._life._spawner.launcher.pid, flush=True)\n    os._exit(0)"
     )
     done = unprivileged.run([unprivileged.python, "-c", program])
     launcher = int(done.stdout)

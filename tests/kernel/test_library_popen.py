@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from pytest_cgroup import Completed, Container, ContainerError, _station
+from pytest_cgroup._life import Life
 from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS, descriptors
 from tests.kernel.forked import forked
 
@@ -242,7 +243,8 @@ def test_no_preexec_fn(container: Container) -> None:
 def test_a_user_that_is_not_there(backend: str) -> None:
     """An error of ours is no exit code of the program's."""
     with Container(backend=backend) as container:
-        container._entry = lambda tree: {"user": "nobody-of-this-name"}  # type: ignore[method-assign]
+        assert isinstance(container._life, Life)
+        container._life._spawner.entry = {"user": "nobody-of-this-name"}
         with pytest.raises(ContainerError, match="no such user"):
             container.popen(["true"])
         assert not container.populated
@@ -267,7 +269,8 @@ def test_it_is_inside_before_the_program_begins() -> None:
     with Container(memory="64M", name="inside") as container:
         own = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
         inside = container.run(program, capture_output=True, text=True).stdout.splitlines()
-        tree: Any = container._tree
+        assert isinstance(container._life, Life)
+        tree: Any = container._life.tree
         joined = {*tree.cgroup.controllers, *([""] if tree.cgroup.unified else [])}
         for line in inside:
             controllers = set(line.split(":")[1].split(",")) & joined
@@ -357,8 +360,8 @@ _LIST_PIDS = "import json, os; print(json.dumps(sorted(int(n) for n in os.listdi
 def test_an_init_that_dies_takes_all_with_it(backend: str) -> None:
     with Container(backend=backend, pid_ns=True) as container:
         process = container.popen(["sleep", "1000"])
-        assert container._launcher is not None
-        (init,) = [p for p in psutil.Process(container._launcher.pid).children() if p.pid != process.pid]
+        assert isinstance(container._life, Life)
+        (init,) = [p for p in psutil.Process(container._life._spawner.launcher.pid).children() if p.pid != process.pid]
         init.kill()
         assert process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
     _station.close()
@@ -467,9 +470,9 @@ def test_many_at_once(container: Container) -> None:
 
 
 def test_a_launcher_that_is_killed_is_told(container: Container) -> None:
-    assert container._launcher is not None
+    assert isinstance(container._life, Life)
     container.run(["true"])
-    os.kill(container._launcher.pid, signal.SIGKILL)
+    os.kill(container._life._spawner.launcher.pid, signal.SIGKILL)
     with pytest.raises(ContainerError, match="has ended"):
         container.run(["true"])
     with Container(backend=container._backend_name) as another:

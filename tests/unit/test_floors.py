@@ -23,11 +23,12 @@ _environment _remedies _host _reaper
 
 _origins _exempt
 _recover _guard_process _guard _backends _doctor _clean _entry _container
-_launcher _popen _watcher _run _station _library _daemon
+_launcher _popen _watcher _run _station _asked _visit _forked _spawn _life
+_call _commands _gateway _async_process _library _foreground _daemon
 _shared _held _belongings _owners
 
 hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
-_judge _child _contained _frames _runner
+_judge _child _contained _frames _runner _fixtures
 _elsewhere _leak_report _leaks _github _xdist _session plugin
 """
 FLOORS = tuple(tuple(floor.split()) for floor in _FLOORS.split("\n\n"))

@@ -1,0 +1,85 @@
+"""What is asked of a container of the library: the marker's fields, but for those that are about tests."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from ._host import LIMIT_FILES
+from ._spec import FIELDS, Spec, parse_kwargs
+from ._units import parse_size
+from .exceptions import SpecError
+
+_WHERE = "Container"
+#: fields that say something of tests
+OF_TESTS = ("isolation", "expect", "slice")
+#: limits that a living container can be given
+CHANGEABLE = tuple(field for field in LIMIT_FILES if field != "oom_group")
+
+
+def parse(asked: dict[str, Any]) -> Spec:
+    """The spec of a new container.
+
+    Raises:
+        SpecError: an unknown field, a bad value, or two that contradict each other.
+    """
+    for field in OF_TESTS:
+        if field in asked:
+            allowed = ", ".join(known.name for known in FIELDS if known.name not in OF_TESTS)
+            raise SpecError(field, asked[field], "is about tests, and no container's", where=_WHERE, allowed=allowed)
+    return _resolved(asked, _WHERE)
+
+
+def parse_change(asked: dict[str, Any], limits: dict[str, Any]) -> tuple[Spec, Spec]:
+    """The spec of a container of which *asked* was asked, and now *limits*; and the spec of what is to be set for it.
+
+    Raises:
+        SpecError: a bad value, or a field that can be had at the start only.
+    """
+    for field in limits:
+        if field not in CHANGEABLE and field in {known.name for known in FIELDS}:
+            raise SpecError(
+                field, limits[field], "can't be changed later", where="update", allowed=", ".join(CHANGEABLE)
+            )
+    parse_kwargs(limits, "update")
+    pair = {"memory", "swap"} if {"memory", "swap"} & limits.keys() else set()  # each counts with the other
+    beside = {name: value for name, value in asked.items() if name in pair}
+    return _resolved({**asked, **limits}, "update"), _resolved({**beside, **limits}, "update")
+
+
+def _resolved(asked: dict[str, Any], where: str) -> Spec:
+    return Spec.parse(asked, where).resolve(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def parse_output_limit(value: int | str | None) -> int | None:
+    """How many bytes of a command's output are kept; None for all.
+
+    Raises:
+        SpecError: it is no size.
+    """
+    if value is None:
+        return None
+    try:
+        size = parse_size(value)
+        if not isinstance(size, int) or size < 2:
+            raise ValueError("is no number of bytes from 2 on")
+    except ValueError as error:
+        raise SpecError("output_limit", value, str(error), where="run", allowed='bytes: 65536, "1M"') from error
+    return size
+
+
+def known_backend(name: str) -> str:
+    """*name*, if it is one.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if name not in ("auto", "cgroup", "process"):
+        raise SpecError("backend", name, "is no backend", where=_WHERE, allowed='"auto", "cgroup" or "process"')
+    return name
+
+
+def safe_name(name: str) -> str:
+    """Part of a directory's name, whatever *name* holds."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60].strip("_") or "container"

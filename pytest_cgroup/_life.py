@@ -1,0 +1,301 @@
+"""The life of one container of the library, from its making to its one end; `_library.Container` is its public face.
+
+Theory of operation. Two locks hold it together. Who starts a process holds ``_starting`` while that is on its way in,
+so who ends the container, or freezes it, knows that everybody has arrived. Who ends it holds ``_ending``, so who comes
+second waits for the one end, and gets the one outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import _station, _watcher
+from ._asked import parse_change, safe_name
+from ._container import KILL_SECONDS, SETTLE_SECONDS
+from ._outcome import Leak, Outcome, Usage
+from ._process import describe
+from ._spawn import Spawner
+from ._visit import adopt
+from .exceptions import ContainerError, NotOffered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._backends import Backend, Tree
+    from ._forked import Forked
+    from ._popen import Popen
+    from ._spec import Spec
+
+_CGROUP = "a container with a cgroup, see `python -m pytest_cgroup doctor`"
+_FOREVER = 1e6  # seconds; poll(2) takes no more than 24 days' milliseconds
+
+
+class Life:
+    """A container that was made, empty, its limits in force.
+
+    Args:
+        name: what messages call it.
+        spec: what is asked of it.
+        asked: the same as it was written.
+        backend: "auto", or the name of one.
+
+    Raises:
+        NotOffered: this host can't honour what was asked; the reason and the remedy are named.
+        ContainerError: the kernel refused something; nothing is left behind.
+    """
+
+    def __init__(self, name: str, spec: Spec, asked: dict[str, Any], backend: str) -> None:
+        self.name = name
+        self.spec = spec
+        self.outcome: Outcome | None = None
+        #: why it was killed, if it was at a limit
+        self.cause: str | None = None
+        self._asked = asked
+        self._owner = os.getpid()
+        self._starting = threading.RLock()
+        self._ending = threading.RLock()
+        self._closing = False
+        self._frozen = False
+        #: pids that end with it by design, and are nobody's leaks
+        self.not_left: set[int] = set()
+        #: called when nothing lives in it any more
+        self.after_end: list[Callable[[], object]] = []
+        station = _station.station()
+        host, self._backend = station.backend(backend)
+        _refuse_what_is_missing(self._backend, spec)
+        self.tree: Tree = self._backend.create(spec, station.next_name(safe_name(name)))
+        try:
+            own = self._backend.needs_reaper
+            self._spawner = Spawner(
+                station.launcher(), spec=spec, host=host, tree=self.tree, own=own, announce=host.announce
+            )
+        except BaseException:
+            self.tree.remove()
+            raise
+        self._started_at = time.monotonic()
+        self._watcher: _watcher.Watcher | None = None
+        if _watcher.needed(spec, self.tree):
+            self._watcher = _watcher.Watcher(spec, self.tree, self._kill_for)
+            self._watcher.start()
+        self._station = station
+        station.begins(self)
+
+    def check(self, operation: str) -> None:
+        """It lives, and is ours.
+
+        Raises:
+            ContainerError: it has ended, or it is another process's.
+        """
+        if self._owner != os.getpid():
+            why, remedy = "was made by another process", "make one here"
+        elif self._closing or self.outcome is not None:
+            why, remedy = "has ended", "make another one"
+        elif self.cause is not None and operation in ("popen", "run", "call"):
+            why, remedy = f"was killed: {self.cause}", "make another one"
+        else:
+            return
+        raise ContainerError(f"container {self.name} {why}", operation=operation, remedy=remedy)
+
+    # processes
+
+    def start_process(self, argv: Any, options: dict[str, Any]) -> Popen:
+        """Start one in it; *options* are Popen's."""
+        with self._starting:
+            self._admit("popen")
+            return self._spawner.start(argv, options)
+
+    def _admit(self, operation: str) -> None:
+        self.check(operation)
+        if self._frozen:
+            raise ContainerError(f"container {self.name} is frozen", operation=operation, remedy="thaw it first")
+
+    def fork(self, function: Callable[[], NoReturn]) -> Forked:
+        """Fork this process into it, to call *function* there."""
+        with self._starting:
+            self._admit("call")
+            return self._spawner.fork(function)
+
+    def alive(self) -> list[Popen]:
+        """The processes that were started from here, and live."""
+        return self._spawner.alive()
+
+    def pids(self) -> list[int]:
+        """Who lives in it."""
+        return [] if self.outcome is not None else self.tree.pids()
+
+    def helpers(self) -> set[int]:
+        """Who lives in it, and who stands above them."""
+        return {self._spawner.launcher.pid, *self.pids()}
+
+    def forget(self) -> None:
+        """In a forked child: a launcher ends when nobody holds its socket any more, and that shall be our parent."""
+        self._spawner.launcher.forget()
+
+    # living with it
+
+    def freeze(self) -> None:
+        """Stop everything, and let nobody in."""
+        with self._starting:
+            self.check("freeze")
+            self.tree.freeze()
+            self._frozen = True
+
+    def thaw(self) -> None:
+        """Let everything go on."""
+        with self._starting:
+            self.check("thaw")
+            self.tree.thaw()
+            self._frozen = False
+
+    def change(self, limits: dict[str, Any]) -> None:
+        """Set other limits: see `Container.update`."""
+        spec, change = parse_change(self._asked, limits)
+        _refuse_what_is_missing(self._backend, spec, operation="update")
+        with self._starting:
+            self.tree.change(change)
+            self._asked = {**self._asked, **limits}
+            self.spec = spec
+
+    def limits(self) -> dict[str, str]:
+        """Those in force, read back, and what is watched from here."""
+        if self.outcome is not None:
+            return dict(self.outcome.limits)
+        watched = {name: getattr(self.spec, name) for name in ("timeout", "cpu_time")}
+        return {**self.tree.limits, **{name: f"{value:g} s" for name, value in watched.items() if value is not None}}
+
+    def usage(self) -> Usage:
+        """What was used so far, or in all."""
+        if self.outcome is not None:
+            return self.outcome.usage
+        self._spawner.measure()
+        return dataclasses.replace(self.tree.usage(), wall_seconds=time.monotonic() - self._started_at)
+
+    def stats(self) -> dict[str, str]:
+        """The files of its cgroup; none where there is none."""
+        cgroup = getattr(self.tree, "cgroup", None)
+        return {} if cgroup is None or self.outcome is not None else cgroup.files()
+
+    def adopt(self, pid: int) -> None:
+        """Move a process in from outside: see `Container.adopt`."""
+        cgroup = getattr(self.tree, "cgroup", None)
+        if cgroup is None:
+            raise NotOffered("adopt: a tree of processes takes in nobody", missing=("cgroup",), remedy=_CGROUP)
+        with self._starting:
+            self._admit("adopt")
+            adopt(cgroup, pid, ours=self._station.helpers() - set(self.pids()))
+
+    def wait_empty(self, timeout: float | None) -> bool:
+        """Wait until nothing lives in it."""
+        if self.outcome is not None:
+            return True
+        self.check("wait_empty")
+        return self.tree.settle(_FOREVER if timeout is None else timeout)
+
+    def outcome_of(self, code: int, wall: float, left: list[int], owner: str) -> Outcome:
+        """The outcome of one command of it, *owner*, that has ended with *code*, and left *left* behind."""
+        oom = self.tree.oom() if code == -signal.SIGKILL and self.outcome is None else None
+        return Outcome(
+            ended=self.cause or oom or ("exit" if code >= 0 else "signal"),  # type: ignore[arg-type]
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            usage=dataclasses.replace(self.usage(), wall_seconds=wall),
+            leaks=tuple(leak for pid in left if (leak := describe(pid, owner=owner, ancestors_until=os.getpid()))),
+            backend=self._backend.name,
+            not_enforced=self._backend.weaker(self.spec),
+            limits=self.limits(),
+        )
+
+    # the end
+
+    def kill(self) -> None:
+        """Kill everything, and live on: see `Container.kill`."""
+        if self.outcome is not None:
+            return
+        self.check("kill")
+        if not self.tree.kill(KILL_SECONDS):
+            raise ContainerError(self._still_there(), operation="kill")
+        self._spawner.reap()
+
+    def _still_there(self) -> str:
+        return f"still there {KILL_SECONDS:.0f} s after SIGKILL: pids {self.tree.pids()}"
+
+    def _kill_for(self, cause: str) -> None:
+        """In the watcher's thread: everything ends, for *cause*, and nothing begins any more."""
+        self.cause = cause
+        self.tree.kill(KILL_SECONDS)
+        with self._starting:  # who was on the way in has arrived
+            self.tree.kill(KILL_SECONDS)
+
+    def end(self, grace: float) -> Outcome:
+        """Its one end: what is left is named, asked to end, and killed after *grace* seconds."""
+        with self._ending:
+            if self.outcome is not None:
+                return self.outcome
+            self.check("destroy")
+            with self._starting:
+                self._closing = True
+            notes: list[str] = []
+            leaks: tuple[Leak, ...] = ()
+            try:
+                leaks = self._ask_to_end(grace)
+                if not self.tree.kill(KILL_SECONDS):
+                    notes.append(self._still_there())
+            finally:
+                self.outcome = self._conclude(leaks, notes)
+                self._station.is_over(self)
+            return self.outcome
+
+    def _ask_to_end(self, grace: float) -> tuple[Leak, ...]:
+        """Name what is left, and end it gently where there is time for that."""
+        tree = self.tree
+        if self.cause is not None or tree.settle(0.0 if self.alive() else SETTLE_SECONDS):
+            return ()
+        me = os.getpid()
+        left = [pid for pid in tree.pids() if pid not in self.not_left]
+        leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in left]
+        if grace > 0:
+            tree.signal(signal.SIGTERM)
+            if self._frozen:
+                tree.thaw()
+            tree.settle(grace)
+        return tuple(leak for leak in leaks if leak is not None)
+
+    def _conclude(self, leaks: tuple[Leak, ...], notes: list[str]) -> Outcome:
+        if self._watcher is not None:
+            self._watcher.stop()
+        if self.tree.kill(0.0):
+            self._spawner.reap()
+            for done in self.after_end:
+                done()
+        usage = self.usage()
+        if self.cause == "oom":  # we may have been faster than the kernel's killer, and done its work
+            usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))
+        limits = self.limits()
+        self._spawner.close()
+        try:
+            self.tree.remove()
+        except ContainerError as error:
+            notes.append(str(error))
+        return Outcome(
+            ended=self.cause or "exit",  # type: ignore[arg-type]
+            usage=usage,
+            leaks=leaks,
+            backend=self._backend.name,
+            not_enforced=self._backend.weaker(self.spec),
+            limits=limits,
+            notes=tuple(notes),
+        )
+
+
+def _refuse_what_is_missing(backend: Backend, spec: Spec, operation: str = "contained") -> None:
+    if lacking := backend.missing(spec):
+        raise NotOffered(
+            f"{operation}: this host can't honour "
+            + "; ".join(f"{field}: {why.reason} ({why.remedy})" for field, why in lacking),
+            missing=tuple(field for field, _ in lacking),
+        )

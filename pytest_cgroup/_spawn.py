@@ -1,0 +1,143 @@
+"""How processes come into one container: who forks them, what each takes on, and which of them still live."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ._backends import namespaces_asked
+from ._forked import fork_into
+from ._namespaces import Namespaces
+from ._popen import Popen
+from .exceptions import ContainerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._backends import Tree
+    from ._forked import Forked
+    from ._host import Host
+    from ._popen import Launcher
+    from ._spec import Spec
+
+_REAP_SECONDS = 1.0
+_SUMMED = ("user_seconds", "system_seconds", "read_bytes", "write_bytes")
+
+
+class Spawner:
+    """Starts the processes of one container.
+
+    Args:
+        first: this process's launcher; where the container has namespaces, or a tree to be held, it makes another one.
+        own: the launcher has to stand above the tree.
+        announce: tells of who stands above a tree: of the process with a pid, or of this one.
+
+    Raises:
+        ContainerError: a namespace could not be entered.
+    """
+
+    def __init__(
+        self, first: Launcher, *, spec: Spec, host: Host, tree: Tree, own: bool, announce: Callable[..., None]
+    ) -> None:
+        self._tree = tree
+        self._own = own
+        self._keeps_cwd = not spec.mount_ns
+        self._announce = announce
+        self._processes: list[Popen] = []
+        self._above: list[int] = []
+        self._rusage: list[tuple[float, ...]] = []
+        #: what each process takes on, see `_launcher`
+        self.entry = _entry(spec, tree)
+        namespaces = dataclasses.replace(Namespaces.from_spec(spec, keep=_kept()), cgroup=False)
+        user_ns = spec.user_ns or host.needs_user_namespace(namespaces_asked(spec))
+        self.launcher = first
+        self._in_namespaces = namespaces.any or user_ns
+        self._branched = own or self._in_namespaces
+        if self._branched:
+            self.launcher, init = first.branch(dataclasses.asdict(namespaces), user_ns=user_ns, own=own)
+            tree.held_by(self.launcher.pid, frozenset(() if init is None else (init,)))
+            if own:
+                announce(self.launcher.pid)
+
+    def start(self, argv: Any, options: dict[str, Any]) -> Popen:
+        """Start one, in the container before it begins; *options* are Popen's."""
+        process = Popen(
+            self.launcher,
+            argv,
+            doors=self._tree.doors(),
+            own=self._own,
+            entry=self.entry,
+            keeps_cwd=self._keeps_cwd,
+            **options,
+        )
+        self._processes = [each for each in self._processes if each.returncode is None]
+        self._processes.append(process)
+        return process
+
+    def fork(self, function: Callable[[], NoReturn]) -> Forked:
+        """Fork this process into the container, and call *function* there."""
+        forked = fork_into(
+            function,
+            doors=self._tree.doors(),
+            entry=self.entry,
+            namespaces_of=self.launcher.pid if self._in_namespaces else None,
+            reaper=self._own,
+            announce=self._announce,
+        )
+        if forked.above:
+            self._above.append(forked.pid)
+            self._tree.held_by_another(forked.pid)
+        return forked
+
+    def alive(self) -> list[Popen]:
+        """Those that have not ended."""
+        return [process for process in self._processes if process.poll() is None]
+
+    def reap(self) -> None:
+        """They are gone: their own Popens shall know how they ended, too. Who stood above them ends, then."""
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_REAP_SECONDS)
+        while self._above:
+            with contextlib.suppress(ChildProcessError):
+                used = os.wait4(self._above.pop(), 0)[2]
+                self._rusage.append((used.ru_utime, used.ru_stime, used.ru_inblock * 512, used.ru_oublock * 512))
+
+    def measure(self) -> None:
+        """Where the launcher stands above the tree, it knows what of it was waited for."""
+        if self._own:
+            with contextlib.suppress(ContainerError):
+                used = self.launcher.ask({"rusage": True})
+                for name, more in zip(_SUMMED, zip(*self._rusage, strict=True), strict=False):
+                    used[name] += sum(more)
+                self._tree.ended(used)
+
+    def close(self) -> None:
+        """The container's own launcher ends; nothing lives below it any more."""
+        if self._branched:
+            self.launcher.close()
+
+
+def _entry(spec: Spec, tree: Tree) -> dict[str, Any]:
+    asked = {
+        "rlimits": dict(spec.rlimits),
+        "user": spec.user,
+        "group": spec.group,
+        "no_new_privs": spec.no_new_privs,
+        "cgroup_ns": spec.cgroup_ns,
+        "affinity": tree.affinity(),
+    }
+    return {name: value for name, value in asked.items() if value not in (None, False, {})}
+
+
+def _kept() -> tuple[str, ...]:
+    """What stays visible below a private /tmp: where we are, and the interpreter."""
+    tmp = os.path.realpath("/tmp")
+    with contextlib.suppress(FileNotFoundError):
+        if (here := os.path.realpath(os.getcwd())) != tmp:
+            return here, sys.prefix, sys.base_prefix
+    return sys.prefix, sys.base_prefix
