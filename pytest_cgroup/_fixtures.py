@@ -201,13 +201,6 @@ class Containers:
         strays, self.strays = self.strays, []
         end(strays[::-1])
 
-    def close(self) -> None:
-        """Give back what was lent."""
-        from . import _station
-
-        if not self.in_child:
-            _station.close()
-
 
 def _bare(why: NotOffered) -> str:
     """What can't be honoured, reason and remedy, without the words that `Container` says it with."""

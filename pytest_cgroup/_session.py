@@ -225,13 +225,17 @@ class Session:
 
     def close(self) -> None:
         """Give back what was taken of the host; not in a forked child of ours, which is not the one that took it."""
-        if "containers" in vars(self):
-            self.containers.close()
-        if self._host is not None and os.getpid() == self._owner:
-            try:
-                self._host.close()
-            except (CgroupError, OSError) as error:  # the run is over, and its verdicts stand
-                sys.stderr.write(f"pytest-cgroup: can't clean up after this run: {error}\n")
+        if self._host is None or os.getpid() != self._owner:
+            return
+        try:
+            if (station := sys.modules.get("pytest_cgroup._station")) is not None:
+                station.close()  # what containers took of the host
+            from . import _backends
+
+            _backends.of_this_run = None
+            self._host.close()
+        except (CgroupError, OSError) as error:  # the run is over, and its verdicts stand
+            sys.stderr.write(f"pytest-cgroup: can't clean up after this run: {error}\n")
 
     def _use(self) -> tuple[Host, Backend]:
         """The host and the backend, chosen on first use.
@@ -240,16 +244,17 @@ class Session:
             CgroupError: what was asked for by name can't be had here.
         """
         if self._host is None or self._backend is None:
-            from ._backends import choose
+            from . import _backends
             from ._host import Host
 
             settings = self.settings
             self._host = Host(settings.base, scope=settings.scope, take_over=settings.take_over)
             try:
-                self._backend = choose(self._host, self.settings.backend)
+                self._backend = _backends.choose(self._host, self.settings.backend)
             except BaseException:
                 self._host.close()
                 raise
+            _backends.of_this_run = _backends.Run(self._owner, self._host, self._backend, settings.backend)
         return self._host, self._backend
 
     def _say(self) -> str | None:

@@ -41,7 +41,7 @@ class Station:
         self._backends: dict[str, Backend] = {}
         self._launcher: tuple[Launcher, tuple[int, ...]] | None = None
         self._count = 0
-        self._borrowed = False
+        self._borrowed = self._watched = False
         self._parted: list[Host] = []
         self._living: list[Living] = []
 
@@ -78,15 +78,20 @@ class Station:
         Raises:
             NotOffered: it does not work here.
         """
+        run = _backends.of_this_run
+        if self._host is None and run is not None and run.pid == os.getpid():
+            self.lend(run.host, run.backend, asked=run.asked)
         with self._lock:
             inside = _entry.inside  # then it stands in its own container, and shall not leave that
             if self._host is None:
                 self._host = Host(scope=not inside, all_ours=inside)
             if name not in self._backends:
-                backend = self._backends[name] = _backends.choose(self._host, name)
-                if not inside:  # else the end of the container that it is in is all it takes
-                    watch_over(self._host, processes=backend.name == "process", name=_program())
-            return self._host, self._backends[name]
+                self._backends[name] = _backends.choose(self._host, name)
+            backend = self._backends[name]
+            if not (self._watched or inside):  # inside, the end of that container is all it takes
+                self._watched = True
+                watch_over(self._host, processes=backend.name == "process", name=_program())
+            return self._host, backend
 
     def launcher(self) -> Launcher:
         """The first launcher. What it forks is in its session and process group: one that moved on has another."""
@@ -121,7 +126,7 @@ class Station:
                 launcher[0].close()
             if host is not None and not self._borrowed:
                 hosts.append(host)
-            self._borrowed = False
+            self._borrowed = self._watched = False
             for one in hosts:
                 one.close()
 

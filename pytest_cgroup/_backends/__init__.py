@@ -6,7 +6,7 @@ A `Backend` makes a `Tree`: one container's processes, as that backend can hold,
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .._host import NAMESPACES, nothing_at_all
 
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from .._outcome import Usage
     from .._placement import Missing
     from .._spec import Spec
+
+
+class Run(NamedTuple):
+    """A run of pytest in this process: what it makes containers with, and the name that it asked for that by."""
+
+    pid: int
+    host: Host
+    backend: Backend
+    asked: str
+
+
+#: containers that are made meanwhile, in a test as elsewhere, are made with the same
+of_this_run: Run | None = None
 
 
 class Tree(Protocol):

@@ -197,6 +197,25 @@ def test_after(server): assert server[0].poll() is None
     assert (result.ret, result.counts) == (0, {"passed": 2}), result.text
 
 
+@each_backend
+def test_containers_that_a_test_makes_without_a_fixture(pytester: pytest.Pytester, backend: str) -> None:
+    """Also where pytest stands elsewhere in each test; one that is never ended ends with the run."""
+    source = f"""
+{_LEFT}
+from pytest_cgroup import Container
+def test_first():
+    with Container() as container:
+        container.run(["true"])
+        container.popen(SLEEP)
+def test_second():
+    MADE.append(Container().start())
+    MADE[0].popen(SLEEP)
+def test_third(): assert MADE[0].populated
+"""
+    result = run(pytester, source, "--process-leaks=fail", f"--cgroup-backend={backend}")
+    assert (result.ret, result.counts) == (0, {"passed": 3}), result.text
+
+
 # where it can't be had
 
 _MISSING = """
