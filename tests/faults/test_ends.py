@@ -61,8 +61,8 @@ _STAYS = """
 @contained
 def test_it():
     subprocess.Popen(["sleep", "%d"], start_new_session=True)
-    with open("ready", "w") as f: f.write("!")
     try:
+        with open("ready", "w") as f: f.write("!")
         while True: time.sleep(120)
     finally:
         %s
