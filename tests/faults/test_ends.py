@@ -16,8 +16,8 @@ import pytest
 
 from pytest_cgroup._guard import NO_RECOVERY
 from tests.e2e.inner import HEAD, command, run
-from tests.e2e.test_endings import limited_cgroup
 from tests.e2e.stage import SECONDS, Stage, cgroups_of, guards_of
+from tests.e2e.test_endings import limited_cgroup
 
 pytestmark = pytest.mark.usefixtures("no_other_recovery")
 backends = pytest.mark.parametrize("backend", [pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
