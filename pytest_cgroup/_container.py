@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING
 
 from . import _syscalls
 from ._entry import Shape, enter, fork_first
+from ._left import left_behind, settles, who, zombie
 from ._outcome import Leak, Outcome
-from ._process import describe, pidfd_open, send_signal
+from ._process import pidfd_open, send_signal
 from ._reaper import no_fork
 from .exceptions import ContainerError
 
@@ -47,8 +48,6 @@ SETTLE_SECONDS = 0.1
 KILL_SECONDS = 10.0
 #: how long a reaper may take to end when its container is empty
 _REAPER_SECONDS = 0.5
-#: as often it is looked who is left, if looking fails
-_LOOKS = 3
 
 
 class Container:
@@ -401,15 +400,15 @@ class Container:
         tree = self.tree
         leaks: list[Leak] = []
         try:
-            emptied = self.ended and self._cause is None and self._settles(SETTLE_SECONDS)
+            emptied = self.ended and self._cause is None and settles(tree, SETTLE_SECONDS)
             if self.ended and self._cause is None and not emptied:
-                leaks = self._left_behind(owner)
+                leaks, self.untold = left_behind(tree, owner)
                 leaks = [dataclasses.replace(leak, parents=family.get(leak.pid, leak.parents)) for leak in leaks]
                 with contextlib.suppress(OSError):
                     self._ask_to_end(tree)
             wall = time.monotonic() - self._started_at if self._started_at else None
             if not (emptied and self._reaped) and not self._kill():
-                self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: {self._who()}")
+                self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: {who(tree)}")
             self._end_child()
             usage = dataclasses.replace(tree.usage(), wall_seconds=wall)
             if self._cause == "oom":  # told of it, we may have been faster than the kernel's killer, and done its work
@@ -429,7 +428,7 @@ class Container:
             exit_code=code,
             signal=number,
             usage=usage,
-            leaks=tuple(leaks) + tuple(_zombie(pid, name, owner) for pid, name in zombies.items()),
+            leaks=tuple(leaks) + tuple(zombie(pid, name, owner) for pid, name in zombies.items()),
             backend=self.backend.name,
             not_enforced=self.backend.weaker(self.spec),
             limits=self._limits(),
@@ -437,32 +436,6 @@ class Container:
             notes=tuple(self._notes),
         )
         return self._outcome
-
-    def _settles(self, timeout: float) -> bool:
-        """Whether nobody is left, as far as can be told."""
-        with contextlib.suppress(OSError):
-            return self.tree.settle(timeout)
-        return False
-
-    def _left_behind(self, owner: str | None) -> list[Leak]:
-        """Who is left. If somebody is, and who can't be told, that is no reason to say that nobody is."""
-        me, trouble = os.getpid(), None
-        for _ in range(_LOOKS):
-            try:
-                leaks = [leak for pid in self.tree.pids() if (leak := describe(pid, owner=owner, ancestors_until=me))]
-            except OSError as error:
-                trouble = error
-                continue
-            if leaks or self._settles(0.0):
-                return leaks
-        self.untold = f"what is left behind can't be told: {trouble or 'it is not listed'}"
-        return []
-
-    def _who(self) -> str:
-        try:
-            return f"pids {self.tree.pids()}"
-        except OSError as error:
-            return f"who, can't be told: {error}"
 
     def _ask_to_end(self, tree: Tree) -> None:
         """SIGTERM and `grace`, as long as needed and no longer, where that was asked for."""
@@ -505,7 +478,3 @@ class Container:
             if fd is not None:
                 os.close(fd)
         self._pidfd = self._status = None
-
-
-def _zombie(pid: int, name: str, owner: str | None) -> Leak:
-    return Leak(pid=pid, argv=(f"[{name}]",), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="zombie")

@@ -39,7 +39,7 @@ def one_round(runner: Zygote, scenario: Scenario, kill: list[tuple[str, float]])
     found += [f"survivor: {one}" for one in run["orphans"]]
     found += [f"cgroup left: {one}" for one in run["cgroups"][:1]]
     victims = [victim.partition(" ")[0] for victim in run["victims"]]
-    theirs = "worker" in victims and "INTERNALERROR" in run["text"] and "/xdist/" in run["text"]
+    theirs = bool(victims) and "INTERNALERROR" in run["text"] and "execnet" in run["text"]
     if "pytest" not in victims and not run["hung"] and not theirs:  # a worker that xdist was about to greet
         found += _wrong_verdicts(scenario, run, victims)
     if "pytest_cgroup/" in run["text"].replace("rootdir", ""):

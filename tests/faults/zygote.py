@@ -163,7 +163,8 @@ class Hunt:
                     if select.select([fd], [], [], min(left, 0.02))[0]:
                         break
                     self._look_around()
-                self._kill(who)
+                while not self._kill(who) and not select.select([fd], [], [], 0.002)[0]:
+                    continue  # until there is one
             if not select.select([fd], [], [], timeout)[0]:
                 return None, True
         finally:
@@ -182,12 +183,13 @@ class Hunt:
         self.seen.update(found["worker"])
         return found
 
-    def _kill(self, who: str) -> None:
+    def _kill(self, who: str) -> bool:
         candidates = self._look_around()[who]
         if candidates:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim := random.choice(candidates), signal.SIGKILL)
                 self.victims.append(f"{who} {victim}")
+        return bool(candidates)
 
 
 def _kind(pid: int, below: list[int]) -> str:

@@ -74,10 +74,7 @@ def test_every_key_of_cleans_json_is_documented_and_no_other() -> None:
 def test_every_test_of_the_fault_table_is_there() -> None:
     page = (DOCS / "explanation" / "reliability.md").read_text(encoding="utf-8")
     names = re.findall(r"\btest_\w+(?=`)", page.partition("| end |")[2])
-    files = (
-        *("e2e/test_guard.py", "e2e/test_guard_library.py", "e2e/test_process_leaks_killed.py"),
-        *("kernel/test_guard.py", "kernel/test_recover.py"),
-    )
-    text = "".join((DOCS.parent / "tests" / name).read_text(encoding="utf-8") for name in files)
+    files = [path for kind in ("e2e", "faults", "kernel") for path in (DOCS.parent / "tests" / kind).glob("test_*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
     assert len(names) > 15
     assert [name for name in names if f"def {name}(" not in text] == []

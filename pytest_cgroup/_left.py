@@ -1,0 +1,50 @@
+"""Who is left in a container at its end, told for a person; that nobody can tell is no reason to say that nobody is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from ._outcome import Leak
+from ._process import describe
+
+if TYPE_CHECKING:
+    from ._backends import Tree
+
+#: as often it is looked, if looking fails
+_LOOKS = 3
+
+
+def settles(tree: Tree, timeout: float) -> bool:
+    """Whether nobody is left after *timeout* seconds at the most, as far as can be told."""
+    with contextlib.suppress(OSError):
+        return tree.settle(timeout)
+    return False
+
+
+def left_behind(tree: Tree, owner: str | None) -> tuple[list[Leak], str | None]:
+    """Who is left; and if somebody is, and who can't be told, why."""
+    me, trouble = os.getpid(), None
+    for _ in range(_LOOKS):
+        try:
+            leaks = [leak for pid in tree.pids() if (leak := describe(pid, owner=owner, ancestors_until=me))]
+        except OSError as error:
+            trouble = error
+            continue
+        if leaks or settles(tree, 0.0):
+            return leaks, None
+    return [], f"what is left behind can't be told: {trouble or 'it is not listed'}"
+
+
+def who(tree: Tree) -> str:
+    """Who is still there."""
+    try:
+        return f"pids {tree.pids()}"
+    except OSError as error:
+        return f"who, can't be told: {error}"
+
+
+def zombie(pid: int, name: str, owner: str | None) -> Leak:
+    """A process that has ended, and that nobody has waited for."""
+    return Leak(pid=pid, argv=(f"[{name}]",), cwd=None, age_seconds=None, rss_bytes=None, owner=owner, status="zombie")
