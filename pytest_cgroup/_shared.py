@@ -41,8 +41,7 @@ from .exceptions import CgroupError, ContainerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: before the mark of what is not to end with pytest
-_UNWATCHED = "unwatched:"
+_UNWATCHED = "unwatched:"  # before the mark of what is not to end with pytest
 #: as many empty places are kept for those who come next
 _SPARE = 4
 
@@ -312,9 +311,8 @@ class ProcessGround:
     def leave(self) -> None:
         self._announce = None
         _syscalls.set_child_subreaper(self._was_reaper)
-        if self._cookie_before is None:
-            os.environ.pop(PLACE, None)
-        else:
+        os.environ.pop(PLACE, None)
+        if self._cookie_before is not None:
             os.environ[PLACE] = self._cookie_before
 
     def forget(self, pid: int) -> None:
