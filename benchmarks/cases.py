@@ -170,7 +170,7 @@ _BOMB_IMPORT = """
 import os, signal, subprocess, time
 import pytest
 """
-_BOMB = r"""
+_PIDS_LIMIT = r"""
 def pids_limit():
     with open("/proc/self/cgroup") as f:
         lines = [line.rstrip("\n").split(":", 2) for line in f]
@@ -185,7 +185,10 @@ def pids_limit():
             below = path[len(fields[3]):] if fields[3] != "/" else path
             with open(fields[4] + below + "/pids.max") as f:
                 return f.read().strip()
-
+"""
+_BOMB = (
+    _PIDS_LIMIT
+    + r"""
 def explode(processes):
     # Every process forks on until all tokens are spent; then all of them wait for ever.
     tokens, spend = os.pipe()
@@ -219,6 +222,7 @@ def test_bomb():
 def test_pytest_still_forks():
     subprocess.run(["true"], check=True)
 """
+)
 
 
 def bomb(_rounds: int, _tests: int | None) -> None:
@@ -235,6 +239,68 @@ def bomb(_rounds: int, _tests: int | None) -> None:
         rows.append([name, f"{seconds * 1000:.0f} ms", f"< 2 s {'kept' if seconds < 2 else 'MISSED'}", one.summary])
     print_table(
         "A 400-process fork bomb, from the test's end to an empty container", ["", "emptied", "limit", ""], rows
+    )
+
+
+_CROWD = (
+    _PIDS_LIMIT
+    + r"""
+import os, signal, sys
+count = int(sys.argv[1])
+assert pids_limit() == str(count + 2), "no crowd without its limit"
+for _ in range(count):
+    if os.fork() == 0:
+        signal.alarm(900)  # should nobody kill it
+        while True:
+            signal.pause()
+print("there", flush=True)
+sys.stdin.read()
+"""
+)
+
+
+def crowd(rounds: int, tests: int | None) -> None:
+    """Leak detection in place on a host with 5,000 idle processes more, and without them."""
+    from pytest_cgroup import Container
+
+    count, idle = tests or 1000, 5000
+    empty = _empty_tests(count)
+    spawning = _SPAWNING.replace("SERVED", "False")
+    spawning += "".join(f"def test_{n}(): subprocess.run(['true'], check=True)\n" for n in range(count // 10))
+    contenders = [
+        Contender(f"{kind}{name}", source, arguments)
+        for kind, source in (("empty, ", empty), ("`true`, ", spawning))
+        for name, arguments in (
+            ("-p no:cgroup", ["-p", "no:cgroup"]),
+            ("--process-leaks=warn", [*plugin_arguments(), "--process-leaks=warn"]),
+            ("by the process table", [*plugin_arguments(), "--process-leaks=warn", "--cgroup-backend=process"]),
+        )
+    ]
+    runs = [take_turns(contenders, rounds)]
+    with Container(pids=idle + 2) as container:
+        command = [sys.executable, "-Ic", _CROWD, str(idle)]
+        process = container.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        if process.stdout.readline() != b"there\n":
+            raise RuntimeError(f"{idle} processes could not be started below a limit of {idle + 2}")
+        runs.append(take_turns(contenders, rounds))
+        there = len(container.processes())
+    rows = []
+    for place, contender in enumerate(contenders):
+        size = count if contender.name.startswith("empty") else count // 10
+        plain = place // 3 * 3
+        more = [
+            statistics.median(
+                (own.loop - other.loop) / size * 1000 for own, other in zip(turn[place], turn[plain], strict=True)
+            )
+            for turn in runs
+        ]
+        each = [statistics.median(own.loop for own in turn[place]) / size * 1000 for turn in runs]
+        rows.append([contender.name, *(f"{ms:.3f} ms" for ms in (each[0], each[1], more[0], more[1]))])
+    print_table(
+        f"{there} idle processes more, {count} tests, {rounds} rounds",
+        ["", "a test", "in the crowd", "more than plain", "in the crowd"],
+        rows,
     )
 
 
@@ -263,6 +329,7 @@ CASES: dict[str, Callable[[int, int | None], None]] = {
     "idle": idle,
     "fork": fork,
     "shared": shared,
+    "crowd": crowd,
     "flat": flat,
     "bomb": bomb,
 }

@@ -10,10 +10,9 @@ def read_file(path: str) -> str:
     """The whole text of a kernel file (a pseudo file has no size to trust)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        text = os.read(fd, 65536)
-        if len(text) >= 4096:  # a seq_file hands out a page at a time
-            while more := os.read(fd, 65536):
-                text += more
+        text = b""
+        while more := os.read(fd, 65536):  # a seq_file hands out as many whole lines as a page holds: seldom all 4096
+            text += more
     finally:
         os.close(fd)
     return text.decode()

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 from ._cgroup import PREFIX, Cgroup
 from ._kernel_files import move_all, read_file, words, write_file
-from ._kernel_text import cgroup_mounts
+from ._kernel_text import cgroup_mounts, membership, own_directory
 from ._ownership import LEAF, SHARED, UNSIGNED, Signature, is_session, owner_in_place, owner_of, signature
 from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
-from .exceptions import CgroupError
+from .exceptions import CgroupError, ContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -97,14 +97,24 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
 
 
 def set_free(trees: Iterable[Cgroup], outlives: Callable[[int], bool]) -> None:
-    """Move what pytest started in place, and *outlives* says so of, to where pytest came from."""
+    """Move what pytest started in place, and *outlives* says so of, to where pytest came from, and this process is."""
     for tree in trees:
-        leaf = f"{tree.path}/{LEAF}"
-        home = leaf if os.path.isdir(leaf) else os.path.dirname(tree.path)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, CgroupError):
             for pid in filter(outlives, tree.child(SHARED).pids()):
-                with contextlib.suppress(OSError):  # it has ended
-                    write_file(f"{home}/cgroup.procs", str(pid))
+                with contextlib.suppress(CgroupError):  # it has ended
+                    own_cgroup(v2=tree.unified is not None).adopt(pid)
+
+
+def own_cgroup(*, v2: bool) -> Cgroup:
+    """The cgroup of this process in the cgroup2 tree, or else in the one of v1's freezer."""
+    own = membership(read_file("/proc/self/cgroup"))
+    key = "" if v2 else "freezer"
+    for mount in cgroup_mounts(read_file("/proc/self/mountinfo")):
+        if (mount.version == 2) if v2 else (key in mount.controllers):
+            directory = own_directory(mount, own.get(key, "/"))
+            if directory is not None:
+                return Cgroup(directory) if v2 else Cgroup(None, {key: directory})
+    raise ContainerError("pytest's own cgroup is not to be seen here: nobody could step back into it")
 
 
 def _containers(tree: Cgroup) -> list[Cgroup]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from .._cgroup import Cgroup
 from .._kernel_files import read_file
-from .._kernel_text import cgroup_mounts, membership, own_directory
 from .._ownership import SHARED
-from ..exceptions import CgroupError, ContainerError
+from .._recover import own_cgroup
+from ..exceptions import CgroupError
 
 if TYPE_CHECKING:
     from . import Place
@@ -34,7 +34,7 @@ class CgroupGround:
 
     def __init__(self, session: Cgroup) -> None:
         self._v2 = session.unified is not None
-        self._home = _own_cgroup(v2=self._v2)
+        self._home = own_cgroup(v2=self._v2)
         kinds = None if self._v2 else frozenset(("freezer",))
         top = session.child(SHARED, kinds)
         self._top = Cgroup(top.unified) if self._v2 else top
@@ -180,14 +180,3 @@ class CgroupPlace:
 def _move(cgroup: Cgroup, pid: int) -> None:
     with contextlib.suppress(CgroupError):  # it has ended
         cgroup.adopt(pid)
-
-
-def _own_cgroup(*, v2: bool) -> Cgroup:
-    own = membership(read_file("/proc/self/cgroup"))
-    key = "" if v2 else "freezer"
-    for mount in cgroup_mounts(read_file("/proc/self/mountinfo")):
-        if (mount.version == 2) if v2 else (key in mount.controllers):
-            directory = own_directory(mount, own.get(key, "/"))
-            if directory is not None:
-                return Cgroup(directory) if v2 else Cgroup(None, {key: directory})
-    raise ContainerError("pytest's own cgroup is not to be seen here: nobody could step back into it")

@@ -81,9 +81,8 @@ class ProcessGround:
     def leave(self) -> None:
         self._announce = None
         _syscalls.set_child_subreaper(self._was_reaper)
-        if self._cookie_before is None:
-            os.environ.pop(PLACE, None)
-        else:
+        os.environ.pop(PLACE, None)
+        if self._cookie_before is not None:
             os.environ[PLACE] = self._cookie_before
 
     def forget(self, pid: int) -> None:

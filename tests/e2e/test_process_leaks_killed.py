@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 
 import psutil
 import pytest
 
 from tests.e2e.inner import run as run_inner
-from tests.e2e.leaving import WAYS, section, survivors
+from tests.e2e.leaving import WAYS, is_alive, pid_of, section, survivors
 from tests.e2e.stage import SECONDS, Run, Stage, cgroups_of, lives
 
 pytestmark = pytest.mark.usefixtures("no_other_recovery", "with_recovery")
@@ -201,4 +202,7 @@ def test_workers_that_are_killed(pytester: pytest.Pytester, backend: str, restar
     assert "test_ends" not in text
     assert "test_it.py::test_before left behind 1 process:" in text
     assert ("test_it.py::test_after left behind 1 process:" in text) == (restarts == 1)
+    deadline = time.monotonic() + SECONDS  # nobody waits for the worker's guard, which may be at it yet
+    while is_alive(pid_of(pytester, "it")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert survivors(pytester) == {}

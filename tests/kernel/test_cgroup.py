@@ -272,6 +272,14 @@ def test_a_long_text_is_read_whole(cgroup: Cgroup, tmp_path: Path) -> None:
     assert read_file(str(tmp_path / "long")) == text
 
 
+def test_a_kernel_file_is_read_to_its_end() -> None:
+    """Each read ends with a whole line, and so before its page does: 683 pids are one too many for the first."""
+    path = "/proc/self/maps"
+    whole = Path(path).read_text(encoding="utf-8").splitlines()
+    assert len("\n".join(whole)) > 4096
+    assert read_file(path).splitlines()[-1] == whole[-1]
+
+
 def test_cpu_time_grows(cgroup: Cgroup) -> None:
     """The whole tree's, in seconds."""
     before = cgroup.cpu_seconds()
