@@ -356,6 +356,12 @@ class Placement:
         return True
 
 
+def has_to_step_aside() -> bool:
+    """Whether pytest has to leave its cgroup before it starts others, for any of them to give a limit: pure v2."""
+    mounts = cgroup_mounts(read_file("/proc/self/mountinfo"))
+    return any(mount.version == 2 for mount in mounts) and not any(mount.controllers & {*_V1_USED} for mount in mounts)
+
+
 def _write_when_free(path: str, value: str) -> None:
     """Write, and again for a moment where that is EBUSY: the kernel has no event for "it would work now"."""
     deadline, pause = time.monotonic() + _BUSY_SECONDS, 0.001

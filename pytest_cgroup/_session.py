@@ -189,11 +189,21 @@ class Session:
         self._watch_leaks()  # a mark alone may ask for it, and who sees no mark tells what the workers found
         if sys.platform == "linux" and self._host is None:
             with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
-                self._use()
+                self._step_aside()
         if self.settings.limits_workers and self._host is not None and self._backend is not None:
             from ._xdist import WorkerLimits
 
             self.config.pluginmanager.register(WorkerLimits(self.config, self._host, self._backend), "cgroup-workers")
+
+    def _step_aside(self) -> None:
+        from ._guard import watch_over
+        from ._placement import has_to_step_aside
+
+        if not (has_to_step_aside() or self.settings.limits_workers):
+            return
+        host, backend = self._use()
+        if backend.name == "cgroup":
+            watch_over(host, processes=False)
 
     def prepare_worker(self, workerinput: dict[str, object]) -> None:
         """Tell a worker of pytest-xdist who this is: its guard ends it if we are killed."""
@@ -219,6 +229,8 @@ class Session:
 
     def _rung_of_workers(self, used: set[str]) -> str | None:
         """The rung, where workers collected, and so no line at the start could know that it would matter."""
+        with contextlib.suppress(CgroupError, OSError):
+            self._use()
         if self._backend is not None and used == {self._backend.name}:
             return self._say()
         return None if self._said else f"contained: {', '.join(sorted(used))}"  # a worker is another host, perhaps

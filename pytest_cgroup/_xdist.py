@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ._config import worker_spec
-from ._guard import watch_over
 from ._kernel_files import move_all
 from ._ownership import LEAF
 from .exceptions import CgroupError
@@ -38,8 +37,6 @@ class WorkerLimits:
         self._backend = backend
         self._trees: dict[str, CgroupTree] = {}
         self._pid = os.getpid()
-        if backend.name == "cgroup":
-            watch_over(host, processes=False)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

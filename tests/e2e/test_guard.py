@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_cgroup._placement import has_to_step_aside
 from tests.e2e.inner import HEAD
 from tests.e2e.stage import SECONDS, Stage, cgroups_of, guards_of, lives
 
@@ -109,6 +110,19 @@ def test_nothing_survives_xdist(stage: Stage, backend: str, victim: str) -> None
         assert not lives(worker)
         assert cgroups_of(run.pytest) == cgroups_of(run.controller) == []
         assert f"pytest[{run.pytest}] was killed" in said
+
+
+def test_a_controller_of_nothing_contained(root: Stage) -> None:
+    """On pure cgroup v2 it steps aside all the same, and is guarded; elsewhere it makes nothing."""
+    source = """
+def test_it():
+    Path("told").write_text(f"{os.getpid()} {os.getppid()} {os.getpid()}\\n")
+    time.sleep(120)
+"""
+    with root.run("-p", "xdist.plugin", "-n1", source=f"from pathlib import Path{source}") as run:
+        assert bool(cgroups_of(run.controller)) == has_to_step_aside()
+        run.kill(run.controller)
+        assert cgroups_of(run.controller) == []
 
 
 @backends
