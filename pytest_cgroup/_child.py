@@ -264,9 +264,9 @@ class Child:
     def _set_debugging(self, debugging: bool) -> None:
         self._debugging = debugging
         if debugging:
-            self.container.pause_deadline()
+            self.container.watched.pause()
         else:
-            self.container.resume_deadline()
+            self.container.watched.resume()
 
     def _ask_for_stacks(self) -> None:
         """Before a kill at a deadline: where is it? It has half a second to say; no Python needs to run for that."""

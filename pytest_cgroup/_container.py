@@ -31,6 +31,7 @@ from ._left import left_behind, settles, who, zombie
 from ._outcome import Leak, Outcome
 from ._process import pidfd_open, send_signal
 from ._reaper import no_fork
+from ._watched import Watched
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
@@ -79,11 +80,9 @@ class Container:
         self._reaper: int | None = None
         self._reaped = False
         self._wait_status: int | None = None
-        self._started_at = 0.0
-        self._deadline: float | None = None
-        self._paused_at: float | None = None
+        #: its limits that the kernel does not keep
+        self.watched = Watched(spec)
         self._cause: str | None = None
-        self._suspect_until = 0.0
         self._error: ContainerError | None = None
         self._notes: list[str] = []
         self._outcome: Outcome | None = None
@@ -120,7 +119,7 @@ class Container:
             status_reader, status = os.pipe()
         except OSError as error:
             raise no_fork(error) from error
-        self._started_at = time.monotonic()
+        self.watched.start()
         try:
             guard = self._host.guard
             pid = fork_first(shape, status, guard.announce if guard is not None else lambda: None)
@@ -144,8 +143,6 @@ class Container:
         except OSError as error:
             self._end_unseen()
             raise no_fork(error) from error
-        if self.spec.timeout is not None:
-            self._deadline = self._started_at + self.spec.timeout
         return False
 
     def _end_unseen(self) -> None:
@@ -210,8 +207,8 @@ class Container:
         if self.spec.oom_group:
             if own:
                 self._kill_for("oom")
-            else:  # a cgroup above ran out, and the kernel's choice, which comes next, may be in here
-                self._suspect_until = time.monotonic() + 1.0
+            else:
+                self.watched.suspect()
         return True
 
     def _read_status(self) -> bool:
@@ -265,33 +262,14 @@ class Container:
         )
 
     def _poll_milliseconds(self, until: float | None) -> float | None:
-        now = time.monotonic()
-        waits = [] if until is None else [until - now]
-        if self._paused_at is None and self._cause is None:
-            if self._deadline is not None:
-                waits.append(self._deadline - now)
-            if self.spec.cpu_time is not None:
-                left = self.spec.cpu_time - (self.tree.cpu_seconds() or 0.0)
-                waits.append(max(0.01, left / (os.cpu_count() or 1)))  # no sooner can it be used up
-        if self.tree.watch_interval is not None and self._cause is None:
-            waits.append(self.tree.watch_interval)
-        if now < self._suspect_until and self._cause is None:
-            waits.append(0.01)
+        waits = [] if until is None else [until - time.monotonic()]
+        if self._cause is None:
+            waits += self.watched.seconds_left(self.tree)
         return max(0.0, min(waits)) * 1000 if waits else None
 
     def _check_limits(self) -> None:
-        if self._cause is not None or self.ended:
-            return
-        if self.tree.watch_interval is not None and self.tree.over_limit():
-            self._kill_for("oom")
-        elif time.monotonic() < self._suspect_until and (oom := self.tree.oom()):
-            self._kill_for(oom)
-        elif self._paused_at is not None:
-            return
-        elif self._deadline is not None and time.monotonic() >= self._deadline:
-            self._kill_for("timeout")
-        elif self.spec.cpu_time is not None and (self.tree.cpu_seconds() or 0.0) >= self.spec.cpu_time:
-            self._kill_for("cpu-time")
+        if self._cause is None and not self.ended and (cause := self.watched.due(self.tree)) is not None:
+            self._kill_for(cause)
 
     def _kill_for(self, cause: str) -> None:
         log.debug("container %s: %s", self.name, cause)
@@ -344,17 +322,6 @@ class Container:
         if self._cause is None and not self.ended:
             self._kill_for("timeout")
 
-    def pause_deadline(self) -> None:
-        """Stop the clock of `timeout` and `cpu_time`: a person is looking at it in a debugger."""
-        if self._paused_at is None:
-            self._paused_at = time.monotonic()
-
-    def resume_deadline(self) -> None:
-        """Let the clock go on."""
-        if self._paused_at is not None and self._deadline is not None:
-            self._deadline += time.monotonic() - self._paused_at
-        self._paused_at = None
-
     def signal(self, number: int) -> bool:
         """Signal the first process; where a reaper stands above it, the reaper passes the signal on."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -375,7 +342,7 @@ class Container:
         """What is known while it lives: nothing has ended, and the numbers still grow."""
         return Outcome(
             ended="exit",
-            usage=dataclasses.replace(self.tree.usage(), wall_seconds=time.monotonic() - self._started_at),
+            usage=dataclasses.replace(self.tree.usage(), wall_seconds=self.watched.wall_seconds),
             backend=self.backend.name,
             not_enforced=self.backend.weaker(self.spec),
             limits=self._limits(),
@@ -406,7 +373,7 @@ class Container:
                 leaks = [dataclasses.replace(leak, parents=family.get(leak.pid, leak.parents)) for leak in leaks]
                 with contextlib.suppress(OSError):
                     self._ask_to_end(tree)
-            wall = time.monotonic() - self._started_at if self._started_at else None
+            wall = self.watched.wall_seconds
             if not (emptied and self._reaped) and not self._kill():
                 self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: {who(tree)}")
             self._end_child()

@@ -84,12 +84,12 @@ def test_a_deadline_waits_for_a_debugger(lab: Lab) -> None:
     go, let_go = os.pipe()
     try:
         with lab.live(function, timeout=0.3) as live:
-            live.container.pause_deadline()
+            live.container.watched.pause()
             assert live.told() == "here"
             live.container.watch({}, lambda: False, timeout=0.5)
             os.write(let_go, b"!")
             assert live.told() == "not killed"
-            live.container.resume_deadline()
+            live.container.watched.resume()
             assert live.finish().ended == "exit"
     finally:
         os.close(go)
