@@ -63,6 +63,8 @@ def test_the_kernel_refuses(pytester: pytest.Pytester, strace: str, what: str) -
     prefix = (
         strace,
         "-f",
+        "-E",
+        "PYTHONDONTWRITEBYTECODE=1",  # what is refused shall be ours
         "--seccomp-bpf",
         "-qq",
         "-o",
