@@ -324,11 +324,11 @@ class Container:
 
     def signal(self, number: int) -> bool:
         """Signal the first process; where a reaper stands above it, the reaper passes the signal on."""
+        if self._pidfd is None or self._reaped:
+            return False
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._reaper is not None and self._reaper != self._pid:
-                os.kill(self._reaper, number)  # its parent has not reaped it, or we would know: no reuse
-                return True
-            return self._pidfd is not None and send_signal(self._pidfd, number)
+            _syscalls.sigqueue(self._reaper or self._pid, number)  # neither pid is anybody else's before it is reaped
+            return True
         return False
 
     def _limits(self) -> dict[str, str]:

@@ -25,7 +25,7 @@ if sys.platform == "linux":  # the package imports elsewhere, too
 
 #: the exit status of a process that could not enter the container
 NOT_ENTERED = 125
-_SI_USER = 0  # siginfo: sent by kill(2) and friends, and not by the kernel
+_SI_USER = 0  # siginfo's si_code: sent by kill(2) or killpg(2); by sigqueue(3) below, by the kernel above
 
 
 def no_fork(error: OSError) -> ContainerError:
@@ -88,7 +88,7 @@ def reap(child: int, status: int) -> NoReturn:
     waiting = {child}
     while _reap_ended(waiting, status):
         info = signal.sigwaitinfo(everything)
-        if info.si_signo != signal.SIGCHLD and info.si_code <= _SI_USER and waiting:  # else its pid is anybody's
+        if info.si_signo != signal.SIGCHLD and waiting and not _has_it_too(child, info):  # else its pid is anybody's
             os.kill(child, info.si_signo)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     tell(
@@ -102,6 +102,17 @@ def reap(child: int, status: int) -> NoReturn:
         },
     )
     os._exit(0)
+
+
+def _has_it_too(child: int, info: signal.struct_siginfo) -> bool:
+    """Whether *child* got the signal itself, too: the terminal and killpg(2) send it to all of a group.
+
+    kill(2) of PID 1 alone looks as killpg(2) of both, but for a sender in the pid namespace: others have no pid there,
+    and 0 stands for it. Who means PID 1 alone from outside uses sigqueue(3).
+    """
+    if info.si_code == _SI_USER and not (os.getpid() == 1 and info.si_pid):
+        return os.getpgid(child) == os.getpgrp()
+    return info.si_code > _SI_USER
 
 
 def _reap_ended(waiting: set[int], status: int) -> bool:

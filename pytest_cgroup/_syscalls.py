@@ -81,6 +81,7 @@ def _libc() -> CDLL:
         "prctl": [number, word, word, word, word],
         "capget": [ctypes.c_void_p, ctypes.c_void_p],
         "capset": [ctypes.c_void_p, ctypes.c_void_p],
+        "sigqueue": [number, number, ctypes.c_void_p],
     }
     for name, argtypes in prototypes.items():
         function = getattr(libc, name)
@@ -154,6 +155,11 @@ def mount_readonly_recursive(target: str) -> None:
 # --- processes ---
 
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220}  # every other architecture: 120
+
+
+def sigqueue(pid: int, number: int) -> None:
+    """Signal one process, in a way that tells it that no group was meant: ``si_code`` is SI_QUEUE (sigqueue(3))."""
+    _check("sigqueue", _libc().sigqueue(pid, number, None))
 
 
 def clone_sibling() -> int:

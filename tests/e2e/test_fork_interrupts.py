@@ -128,6 +128,34 @@ def test_interrupted_from_outside(pytester: pytest.Pytester, whom: str, given: s
     assert pytester.path.joinpath("notes").read_text() == "test down\nmodule down\n"
 
 
+@pytest.mark.requires("pid_ns")
+def test_what_is_sent_to_the_group_comes_once(pytester: pytest.Pytester) -> None:
+    """And what is sent to PID 1 is passed on: real-time signals are counted, and come in the order of their numbers."""
+    source = """
+GROUPS, OURS = signal.SIGRTMIN, signal.SIGRTMIN + 1
+signal.signal(GROUPS, lambda *_: None)
+@contained(pid_ns=True)
+def test_it():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [GROUPS, OURS])
+    with open("ready", "w") as fifo: fifo.write("x")
+    assert signal.sigwait([GROUPS]) == GROUPS
+    os.kill(1, OURS)
+    assert signal.sigwait([GROUPS, OURS]) == OURS
+"""
+    pytester.path.joinpath("test_it.py").write_text(HEAD + source)
+    os.mkfifo(pytester.path / "ready")
+    ready = os.open(pytester.path / "ready", os.O_RDWR)
+    pytest_ = subprocess.Popen(command(()), cwd=pytester.path, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert select.select([ready], [], [], 30)[0], "the test has not begun"
+        os.killpg(pytest_.pid, signal.SIGRTMIN)
+        text = pytest_.communicate(timeout=30)[0].decode()
+    finally:
+        pytest_.kill()
+        os.close(ready)
+    assert "1 passed" in text, text
+
+
 class Terminal:
     """pytest on a terminal of its own."""
 

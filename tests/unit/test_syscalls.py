@@ -38,7 +38,19 @@ def test_the_constants_are_pythons() -> None:
 
 
 #: of the C library of Alpine, which has no wrapper for many a system call that glibc has one for
-OF_MUSL = {"unshare", "setns", "mount", "umount", "umount2", "prctl", "capget", "capset", "syscall", "clone", "ptrace"}
+OF_MUSL = {
+    "unshare",
+    "setns",
+    "mount",
+    "umount",
+    "umount2",
+    "prctl",
+    "capget",
+    "capset",
+    "syscall",
+    "clone",
+    "ptrace",
+} | {"sigqueue"}
 
 
 def test_only_functions_that_musl_has_are_used() -> None:
@@ -60,6 +72,7 @@ MISSING = "/no such place"
     [
         (lambda: sc.unshare(0x1), "unshare", errno.EINVAL, None),
         (lambda: sc.setns(-1, 0), "setns", errno.EBADF, None),
+        (lambda: sc.sigqueue(os.getpid(), 1000), "sigqueue", errno.EINVAL, None),
         (lambda: sc.set_pdeathsig(1000), "prctl(PR_SET_PDEATHSIG)", errno.EINVAL, None),
     ],
 )
