@@ -17,6 +17,8 @@ import pytest_cgroup
 
 _BLOCK = re.compile(r"^_{2,} (.+) _{2,}$")
 _RULE = re.compile(r"^={2,}.*={2,}$")
+#: `env` without what says to the inner run that it is a worker of the outer one
+NOT_OURS = ("-uPYTEST_ADDOPTS", "-uPYTEST_XDIST_WORKER", "-uPYTEST_XDIST_WORKER_COUNT", "-uPYTEST_XDIST_TESTRUNUID")
 #: what every inner test file may use
 HEAD = "import os, signal, socket, subprocess, sys, threading, time\nimport pytest\ncontained = pytest.mark.contained\n"
 
@@ -77,7 +79,7 @@ def command(
     path = os.pathsep.join([str(Path(pytest_cgroup.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     variables = ("PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", "COLUMNS=200", "PYTHONUNBUFFERED=1", f"PYTHONPATH={path}")
     plugins = [f"-p{name}" for name in (*before, "pytest_cgroup.plugin", "no:cacheprovider")]
-    return ["env", "-u", "PYTEST_ADDOPTS", *variables, python, "-m", "pytest", *plugins, *map(str, arguments)]
+    return ["env", *NOT_OURS, *variables, python, "-m", "pytest", *plugins, *map(str, arguments)]
 
 
 def run(

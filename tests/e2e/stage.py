@@ -104,8 +104,7 @@ class Stage:
 
     def popen(self, *arguments: str, guard: bool = True) -> subprocess.Popen[str]:
         python = self._user.python if self._user else sys.executable
-        line = command((*arguments, "test_it.py"), python)
-        line[3:3] = [f"{SWITCH}="] if guard else [f"{SWITCH}=1"]
+        line = ["env", f"{SWITCH}={'' if guard else 1}", *command((*arguments, "test_it.py"), python)]
         if self._user is None:
             return subprocess.Popen(
                 line, cwd=self.path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True

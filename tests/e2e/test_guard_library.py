@@ -58,7 +58,7 @@ with pytest_cgroup.Container(backend=sys.argv[1]) as container: stay(container)
 def argv_of(who: str, python: str, backend: str) -> list[str]:
     if who == "fixture":
         return command((f"--cgroup-backend={backend}", "test_it.py"), python)
-    return ["env", "-u", "X", python, "program.py", backend]
+    return [python, "program.py", backend]
 
 
 class Stage:
@@ -73,7 +73,7 @@ class Stage:
         self.path.joinpath("test_it.py").write_text(HEAD + _STAY + _FIXTURE, encoding="utf-8")
         self.path.joinpath("program.py").write_text(_STAY + _PROGRAM, encoding="utf-8")
         argv = argv_of(who, self._user.python if self._user else sys.executable, backend)
-        argv[3:3] = [f"{SWITCH}={'' if guard else 1}"]
+        argv = ["env", f"{SWITCH}={'' if guard else 1}", *argv]
         options = {"cwd": self.path, "text": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         popen = self._user.popen if self._user else subprocess.Popen
         process = popen(argv, start_new_session=True, **options)  # type: ignore[call-overload]

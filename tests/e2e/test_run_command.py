@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -28,15 +29,17 @@ SECONDS = 60.0  # nothing here is a matter of speed; this is where a test that h
 each_backend = pytest.mark.parametrize(
     "backend", [pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"]
 )
-#: says that it is ready, and every signal that it gets, and ends with the third or SIGTERM
+#: says that it is ready, and every signal that it gets, and ends with SIGTERM
 LISTENS = """
-import os, signal, sys
-def got(number, frame):
-    print("got", signal.Signals(number).name, flush=True)
-    if number == signal.SIGTERM: sys.exit(7)
-for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"): signal.signal(getattr(signal, name), got)
+import os, signal
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[name] for name in NAMES])  # none is lost between two waits
 print("ready", os.getpid(), flush=True)
-while True: signal.pause()
+number = None
+while number != signal.SIGTERM:
+    number = signal.sigwait([signal.Signals[name] for name in NAMES])
+    print("got", number.name, flush=True)
+raise SystemExit(7)
 """
 
 
@@ -195,7 +198,8 @@ def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
     yield terminal
     os.close(terminal.fd)
     for process in psutil.Process(terminal.pid).children(recursive=True):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     os.kill(terminal.pid, signal.SIGKILL)
     os.waitpid(terminal.pid, 0)
 
