@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from pytest_cgroup import _syscalls
 from pytest_cgroup._backends.process import ProcessTree
 from pytest_cgroup._process import children, descendants, is_zombie, signal_members, wait_gone
 from tests.kernel.contain import DEADLINE_SECONDS, Lab, Tell, identity, leak, nothing, on_process
@@ -52,14 +53,14 @@ def test_orphans_are_reaped_while_the_test_runs(lab: Lab) -> None:
 
 
 @on_process
-def test_the_reaper_passes_on_what_it_is_sent(lab: Lab) -> None:
+def test_the_reaper_passes_on_what_it_alone_is_sent(lab: Lab) -> None:
     def function(tell: Tell) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
         tell(os.getppid())
         tell(signal.Signals(signal.sigwait([signal.SIGHUP])).name)
 
     with lab.live(function) as live:
-        os.kill(live.told(), signal.SIGHUP)
+        _syscalls.sigqueue(live.told(), signal.SIGHUP)
         assert live.told() == "SIGHUP"
 
 
