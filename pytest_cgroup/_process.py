@@ -238,6 +238,27 @@ def signal_members(members: Callable[[], list[int]], number: int = SIGKILL) -> N
         done.update(batch)
 
 
+def kill_members(members: Callable[[], list[int]], timeout: float) -> bool:
+    """Kill what *members* lists until that is nothing; whether it is, after *timeout* seconds.
+
+    They are stopped first: what is stopped can't fork while the others are killed. What the kernel refuses meanwhile,
+    as for want of descriptors, is no reason to give up before.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            if not (pids := members()):
+                return True
+            if len(pids) > 1:
+                signal_members(members, signal.SIGSTOP)
+            signal_members(members, SIGKILL)
+            wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
+        except OSError:
+            time.sleep(0.001)
+        if time.monotonic() >= deadline:
+            return False
+
+
 @contextlib.contextmanager
 def open_pidfds(pids: Iterable[int]) -> Iterator[dict[int, int]]:
     """pidfds of those of *pids* that still exist, ``{pidfd: pid}``, closed again on leaving."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .._outcome import Usage
 from .._ownership import COOKIE, this_process
 from .._placement import Missing
-from .._process import ProcessId, descendants, signal_members, stat_fields, wait_gone
+from .._process import ProcessId, descendants, kill_members, signal_members, stat_fields, wait_gone
 from . import missing_identity, missing_namespaces
 
 if TYPE_CHECKING:
@@ -158,23 +158,7 @@ class ProcessTree:
         return True
 
     def kill(self, timeout: float) -> bool:
-        """Stop them all first: what is stopped can't fork while the others are killed.
-
-        What the kernel refuses meanwhile, as for want of descriptors, is no reason to give up before.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                if not (pids := self.pids()):
-                    return True
-                if len(pids) > 1:
-                    self.signal(signal.SIGSTOP)
-                self.signal(signal.SIGKILL)
-                wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
-            except OSError:
-                time.sleep(0.001)
-            if time.monotonic() >= deadline:
-                return False
+        return kill_members(self.pids, timeout)
 
     def freeze(self) -> None:
         """Until all that there are have been told: who is not stopped yet may fork meanwhile."""

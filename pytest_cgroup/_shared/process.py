@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 from typing import TYPE_CHECKING
 
 from .. import _syscalls
 from .._ownership import PLACE, executed_with, this_process
-from .._process import ProcessId, children, descendants, has_children, signal_members, stat_fields, wait_gone
+from .._process import ProcessId, children, descendants, has_children, kill_members, stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,20 +164,7 @@ class ProcessPlace:
         self._add(pid)
 
     def kill(self, timeout: float) -> bool:
-        """Stop them all first: what is stopped can't fork while the others are killed."""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                if not (pids := self.pids()):
-                    return True
-                if len(pids) > 1:
-                    signal_members(self.pids, signal.SIGSTOP)
-                signal_members(self.pids, signal.SIGKILL)
-                wait_gone(pids, min(0.5, max(0.0, deadline - time.monotonic())))
-            except OSError:  # it may be one of the moment
-                time.sleep(0.001)
-            if time.monotonic() >= deadline:
-                return False
+        return kill_members(self.pids, timeout)
 
     def give_back(self) -> None:
         self._ground.take_back(self)
