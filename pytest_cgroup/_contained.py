@@ -245,7 +245,9 @@ class Contained:
         if container is None or child is None:
             return
         try:
-            outcome = container.destroy(owner=self.item.nodeid, zombies=child.zombies, family=child.family)
+            outcome = container.destroy(
+                owner=self.item.nodeid, zombies=child.zombies, family=child.family, started=child.end.get("started", ())
+            )
         finally:
             child.drain()
             child.close()

@@ -31,6 +31,7 @@ from ._left import left_behind, settles, who, zombie
 from ._outcome import Leak, Outcome
 from ._process import pidfd_open, send_signal
 from ._reaper import no_fork
+from ._started import as_told
 from ._watched import Watched
 from .exceptions import ContainerError
 
@@ -354,6 +355,7 @@ class Container:
         owner: str | None = None,
         zombies: Mapping[int, str] = MappingProxyType({}),
         family: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
+        started: object = (),
     ) -> Outcome:
         """Name what is left, kill everything, wait until it is gone, measure, remove. Idempotent: one outcome.
 
@@ -361,6 +363,7 @@ class Container:
             owner: what the processes left behind are said to belong to.
             zombies: what the first process said it had not waited for, by pid the name of the program.
             family: the parents of each of its descendants, as it saw them just before it ended.
+            started: what it started, and where, as it told it (`_started`).
         """
         if self._outcome is not None:
             return self._outcome
@@ -370,7 +373,7 @@ class Container:
             emptied = self.ended and self._cause is None and settles(tree, SETTLE_SECONDS)
             if self.ended and self._cause is None and not emptied:
                 leaks, self.untold = left_behind(tree, owner)
-                leaks = [dataclasses.replace(leak, parents=family.get(leak.pid, leak.parents)) for leak in leaks]
+                leaks = as_told(leaks, family, started, own_numbers=self.spec.pid_ns)
                 with contextlib.suppress(OSError):
                     self._ask_to_end(tree)
             wall = self.watched.wall_seconds

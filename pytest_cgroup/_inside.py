@@ -22,6 +22,7 @@ from . import _seam
 from ._coverage import save_coverage
 from ._process import family, own_zombies
 from ._reaper import NOT_ENTERED
+from ._started import Starts
 from ._wire import encode, sanitise
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Inside:
         self._told: list[pytest.TestReport] = []
         self._warned = 0
         self._warnings: list[warnings.WarningMessage] | None = None
+        self._starts: Starts | None = None
         #: called when everything is told
         self.part: Callable[[], None] = lambda: None
 
@@ -76,6 +78,7 @@ class Inside:
         faulthandler.enable(file=self._stacks, all_threads=True)
         faulthandler.register(DUMP_SIGNAL, file=self._stacks, all_threads=True, chain=False)
         _seam.dump_stacks_late(config)
+        self._starts = Starts(str(config.rootpath))
         if config.pluginmanager.has_plugin("warnings"):
             self._warnings = warnings.catch_warnings(record=True).__enter__()
         self._bend_hooks(self._hooks)
@@ -213,13 +216,13 @@ class Inside:
         self.part()
         os._exit(0)
 
-    @staticmethod
-    def _left_behind() -> dict[str, Any]:
+    def _left_behind(self) -> dict[str, Any]:
         """What only this process can tell of what it leaves: its zombies, and who started whom."""
         trouble: OSError | None = None
         for _ in range(_LOOKS):
             try:
-                return {"zombies": own_zombies(), "family": family()}
+                told = {"started": self._starts.told()} if self._starts is not None and self._starts.origins else {}
+                return {"zombies": own_zombies(), "family": family(), **told}
             except OSError as error:
                 trouble = error
         return {"untold": f"what is left behind can't be told: {trouble}"}

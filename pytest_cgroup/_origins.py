@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import shlex
 import struct
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ._process import stat_fields
@@ -26,6 +27,8 @@ from ._process import stat_fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
+
+    from ._outcome import Leak
 
 _EVENTS = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
 #: their threads work for whoever comes next
@@ -121,10 +124,11 @@ class Origins:
             self._await_pid(origin)
         return origin
 
-    def spawned(self, args: tuple[Any, ...], pid: int, frame: FrameType | None) -> None:
-        """A start that has no audit event, with its pid."""
+    def spawned(self, args: tuple[Any, ...], pid: int, before: float, frame: FrameType | None) -> None:
+        """A start that has no audit event, with its pid; *before* it the boot was so many seconds ago."""
         words = args[0] if args and isinstance(args[0], list | tuple) else ()
-        self._written_down(tuple(map(_text, words)), frame)._pid = pid
+        origin = self._written_down(tuple(map(_text, words)), frame)
+        origin._pid, origin.boottime = pid, before
 
     def _written_down(self, argv: tuple[str, ...], frame: FrameType | None) -> Origin:
         place, plumbing, ours = self._place(frame)
@@ -235,6 +239,17 @@ def trace(pid: int, origins: Iterable[Origin], others: Iterable[Origin] = ()) ->
     return Traced(possible[-1], deeper=bool(possible[-1].argv), sure=False) if possible else None
 
 
+def placed(leak: Leak, traced: Traced) -> Leak:
+    """The leak, with where it was started, or the ancestor of it that was started there."""
+    origin = traced.origin
+    ancestor = (shlex.join(origin.argv) or None) if traced.deeper else None
+    if ancestor is None:
+        return replace(leak, started_at=origin.place)
+    above = [name.endswith(f"[{origin.pid}]") for name in leak.parents]
+    between = leak.parents[: above.index(True)] if True in above else ()
+    return replace(leak, started_at=origin.place, ancestor=ancestor, parents=between)
+
+
 def _ancestry(pid: int, fields: list[str]) -> list[int]:
     """The process, its parents, its session's and its group's leader: proc_pid_stat(5), fields 4 to 6."""
     found = [pid]
@@ -334,10 +349,11 @@ def _spawner() -> Any:
 
 
 def _spawn(*args: Any) -> Any:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
     pid = _fork_exec(*args)
     if _listeners:
         with contextlib.suppress(Exception):  # the process has been started, and must be returned
-            _listeners[-1].spawned(args, pid, sys._getframe(1))
+            _listeners[-1].spawned(args, pid, before, sys._getframe(1))
     return pid
 
 

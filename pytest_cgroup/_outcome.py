@@ -90,12 +90,12 @@ _AT = {"thread": "at", "shared memory segment": "made at"}
 class Leak:
     """One process that outlived its owner, as it was just before it was killed; or another thing that was left.
 
-    ``kind`` is ``"process"``, ``"zombie"``, ``"thread"``, ``"socket"`` or ``"shared memory segment"``; of all but
-    the first, ``name`` says which, ``pid`` who holds it, ``rss_bytes`` its size, and nothing was done to it.
-    ``status`` is psutil's word ("running", "sleeping", "zombie", "stopped", …), ``parents`` the chain upwards,
-    nearest first, ``ports`` the TCP and UDP ports it listens on, ``owner`` the test or fixture that started it,
-    ``started_at`` the user's line that did (``"test_x.py:31 in test_a"``), and ``ancestor`` the command that was
-    started there, where that is not the leak itself but one that it descends from.
+    ``kind`` is ``"process"``, ``"zombie"``, ``"thread"``, ``"socket"`` or ``"shared memory segment"``; of all but the
+    first, ``name`` says which, ``pid`` who holds it, ``rss_bytes`` its size, and nothing was done to it. ``status`` is
+    psutil's word ("running", "sleeping", "zombie", "stopped", …), ``parents`` the chain upwards to the ``ancestor``,
+    where there is one, nearest first, ``ports`` the TCP and UDP ports it listens on, ``owner`` the test or fixture
+    that started it, ``started_at`` the user's line that did (``"test_x.py:31 in test_a"``), and ``ancestor`` the
+    command that was started there, where that is not the leak itself but one that it descends from.
     """
 
     pid: int
@@ -127,10 +127,8 @@ class Leak:
             parts.append(f"listening on {', '.join(map(str, self.ports))}")
         if self.cwd is not None:
             parts.append(f"in {self.cwd}")
-        if self.ancestor:
-            parts.append(f"child of `{self.ancestor}`")
-        elif self.parents:
-            parts.append(f"child of {' < '.join(self.parents)}")
+        if above := (*self.parents, *([f"`{self.ancestor}`"] if self.ancestor else ())):
+            parts.append(f"child of {' < '.join(above)}")
         if self.started_at is not None:
             parts.append(f"{_AT.get(self.kind, 'started at')} {self.started_at}")
         if self.owner is not None:

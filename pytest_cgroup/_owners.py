@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shlex
 import sys
 import time
 from itertools import chain
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from . import _exempt
 from ._held import held_pids
-from ._origins import Origins, new_list, trace
+from ._origins import Origins, new_list, placed, trace
 from ._process import describe, lineage, stat_fields
 from ._shared import ask_to_end, reap, settle
 from .exceptions import CgroupError
@@ -362,10 +361,8 @@ def _told(pid: int, traced: Traced | None, owner: Owner, me: int) -> Leak | None
     leak = describe(pid, owner=owner.name, ancestors_until=me)
     if leak is None or traced is None:
         return leak
-    origin = traced.origin
-    ancestor = (shlex.join(origin.argv) or None) if traced.deeper else None
-    name = origin.owner.name if traced.sure else owner.name
-    return dataclasses.replace(leak, owner=name, started_at=origin.place, ancestor=ancestor)
+    name = traced.origin.owner.name if traced.sure else owner.name
+    return dataclasses.replace(placed(leak, traced), owner=name)
 
 
 def _take_in_the_end(pid: int, traced: Traced | None) -> None:

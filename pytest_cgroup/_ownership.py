@@ -63,7 +63,7 @@ class Owner:
         nested = self.namespaces[0] != _INITIAL_PID_NS
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                numbers = _pids_of(pid)
+                numbers = numbers_of(pid)
                 may_be = numbers[-1:] == [self.process.pid] and (len(numbers) > 1) == nested
                 if may_be and _namespaces_of(pid) == self.namespaces:
                     return True
@@ -178,7 +178,7 @@ def _namespaces_of(pid: str) -> tuple[int, int]:
     return os.stat(f"/proc/{pid}/ns/pid").st_ino, _inode(f"/proc/{pid}/ns/time")
 
 
-def _pids_of(pid: str) -> list[int]:
+def numbers_of(pid: int | str) -> list[int]:
     """Its numbers in our pid namespace and in each one below, its own last (NSpid, proc_pid_status(5))."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
         return next(([int(word) for word in line.split()[1:]] for line in f if line.startswith("NSpid:")), [])

@@ -103,8 +103,8 @@ def test_a_line_for_every_leak(pytester: pytest.Pytester, workers: int) -> None:
         "sleep 120test_it.py::test_own": ("error", popen),
         "sleep 120fixture:server": ("error", popen),
         "sleep 120collection of test_it.py": ("error", popen),
-        "sleep 117test_it.py::test_contained": ("error", str(int(line_of(pytester, "def test_contained")) - 1)),
-        "sleep 119test_it.py::test_warned": ("warning", str(int(line_of(pytester, "def test_warned")) - 1)),
+        "sleep 117test_it.py::test_contained": ("error", line_of(pytester, '["sleep", "117"]')),
+        "sleep 119test_it.py::test_warned": ("warning", line_of(pytester, '["sleep", "119"]')),
     }  # fmt: skip
     assert {one["file"] for one in found.values()} == {f"{step.below}/test_it.py"}
     assert {one["title"] for one in found.values()} == {"leaked process: sleep"}

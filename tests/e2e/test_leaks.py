@@ -20,6 +20,49 @@ def leave(name, *argv):
 backends = pytest.mark.parametrize("backend", ["auto", "process"])
 
 
+_WAYS = """
+def popen(): return subprocess.Popen(["sleep", "1000"], start_new_session=True)
+def deeper(): subprocess.run("sleep 1000 &", shell=True)
+def forked():
+    if os.fork() == 0: time.sleep(1000)
+def daemon():
+    if (pid := os.fork()) == 0:
+        os.setsid()
+        if os.fork() == 0: time.sleep(1000)
+        os._exit(0)
+    os.waitpid(pid, 0)
+def spawned():
+    import multiprocessing
+    multiprocessing.get_context("spawn").Process(target=time.sleep, args=(1000,)).start()
+"""
+
+
+@backends
+@pytest.mark.parametrize("given", ["", pytest.param("pid_ns=True", marks=pytest.mark.requires("pid_ns"))])
+def test_where_it_was_started(pytester: pytest.Pytester, backend: str, given: str) -> None:
+    """Also what has lost its parents, and what another program has started."""
+    ways = {
+        "popen": "Popen(",
+        "deeper": "subprocess.run(",
+        "forked": "os.fork() == 0: time",
+        "daemon": "(pid := os.fork())",
+        "spawned": ".start()",
+    }
+    source = _WAYS + "".join(f"@contained({given})\ndef test_{name}():\n    {name}()\n" for name in ways)
+    result = run(pytester, source, f"--cgroup-backend={backend}")
+    lines = pytester.path.joinpath("test_it.py").read_text().splitlines()
+    assert result.counts == {"passed": 5, "error": 5}
+    for name, words in ways.items():
+        started, called = (
+            next(n for n, line in enumerate(lines, 1) if sign in line) for sign in (words, f"    {name}()")
+        )
+        place = f"test_it.py:{started} in {name}, called at test_it.py:{called} in test_{name}"
+        leaks = result.records[f"test_{name}"]["leaks"]
+        assert [leak["started_at"] for leak in leaks] == [place] * (2 if name == "spawned" else 1)  # and its tracker
+        assert f"started at {place}" in result.blocks[f"ERROR at teardown of test_{name}"]
+    assert "child of `/bin/sh -c 'sleep 1000 &'`" in result.blocks["ERROR at teardown of test_deeper"]
+
+
 @backends
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_in_every_case_and_told_as_asked(pytester: pytest.Pytester, backend: str, workers: int) -> None:
@@ -132,11 +175,13 @@ def test_it_is_named_with_its_parents(pytester: pytest.Pytester) -> None:
     source = """
 @contained
 def test_it():
-    shell = subprocess.Popen(["sh", "-c", "sleep 1000 & echo; wait"], stdout=subprocess.PIPE)
+    shell = subprocess.Popen(["sh", "-c", "sh -c 'sleep 1000 & echo; wait' & wait"], stdout=subprocess.PIPE)
     shell.stdout.readline()
 """
     text = run(pytester, source).blocks["ERROR at teardown of test_it"]
-    assert re.search(r"^  pid \d+: sleep 1000, .* child of sh\[\d+\] < \S+\[\d+\]$", text, re.MULTILINE), text
+    assert re.search(r"^  pid \d+: sleep 1000, .* child of sh\[\d+\] < `sh -c .*`, started at ", text, re.MULTILINE), (
+        text
+    )
 
 
 @backends
