@@ -6,9 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._spec import Spec
-from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
+from .exceptions import (
+    CgroupError,
+    ContainedWarning,
+    ContainerError,
+    ContainerTimeout,
+    DaemonError,
+    NotOffered,
+    SpecError,
+)
 
 if TYPE_CHECKING:
+    from ._events import Event
     from ._library import ContainedFactory, Container
     from ._outcome import Leak, Outcome, Usage
     from ._run import Completed
@@ -22,6 +31,9 @@ __all__ = [
     "ContainedWarning",
     "Container",
     "ContainerError",
+    "ContainerTimeout",
+    "DaemonError",
+    "Event",
     "Leak",
     "NotOffered",
     "Outcome",
@@ -35,6 +47,7 @@ _LATER = {
     "Completed": "_run",
     "ContainedFactory": "_library",
     "Container": "_library",
+    "Event": "_events",
     "Leak": "_outcome",
     "Outcome": "_outcome",
     "Usage": "_outcome",

@@ -27,13 +27,14 @@ from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     import execnet
     import psutil
 
     from ._async_process import AsyncProcess
+    from ._events import Event
     from ._outcome import Outcome, Usage
     from ._spec import Spec
 
@@ -328,7 +329,25 @@ class Container:
         """Wait until nothing lives in it; whether that came about in *timeout* seconds."""
         return self._ever("wait_empty").wait_empty(timeout)
 
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
+        """What happens to it, from its start to its end, as it happens; who comes late is told what was before.
+
+        The kernel tells of it, nothing is polled for. The iteration ends with the event ``stopped``, or *timeout*
+        seconds after its first step. Of limits that are hit quickly several times there is one event, with the count.
+        On cgroup v1 there is no ``memory_high``; on the process backend there are ``started``, ``stopped``, and an
+        ``oom`` before that.
+        """
+        return self._ever("events").events.follow(timeout)
+
     # the end
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait until it is ended, by another thread or at a limit; the one outcome, whoever waits.
+
+        Raises:
+            ContainerTimeout: it lives on after *timeout* seconds.
+        """
+        return self._ever("wait").wait(timeout)
 
     def kill(self) -> None:
         """SIGKILL everything in it, at once, frozen or not, and wait until it is gone. The container lives on.

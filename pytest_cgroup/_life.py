@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import _station, _watcher
 from ._asked import parse_change, safe_name
 from ._container import KILL_SECONDS, SETTLE_SECONDS
+from ._events import Events
 from ._outcome import Leak, Outcome, Usage
 from ._process import describe
 from ._spawn import Spawner
 from ._visit import adopt
-from .exceptions import ContainerError, NotOffered
+from .exceptions import ContainerError, ContainerTimeout, NotOffered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +79,8 @@ class Life:
             self.tree.remove()
             raise
         self._started_at = time.monotonic()
+        self._over = threading.Event()
+        self.events = Events(getattr(self.tree, "cgroup", None), lambda: self.outcome)
         self._watcher: _watcher.Watcher | None = None
         if _watcher.needed(spec, self.tree):
             self._watcher = _watcher.Watcher(spec, self.tree, self._kill_for)
@@ -91,15 +94,24 @@ class Life:
         Raises:
             ContainerError: it has ended, or it is another process's.
         """
-        if self._owner != os.getpid():
-            why, remedy = "was made by another process", "make one here"
-        elif self._closing or self.outcome is not None:
+        self.check_owner(operation)
+        if self._closing or self.outcome is not None:
             why, remedy = "has ended", "make another one"
         elif self.cause is not None and operation in ("popen", "run", "call"):
             why, remedy = f"was killed: {self.cause}", "make another one"
         else:
             return
         raise ContainerError(f"container {self.name} {why}", operation=operation, remedy=remedy)
+
+    def check_owner(self, operation: str) -> None:
+        """It is ours.
+
+        Raises:
+            ContainerError: it is another process's.
+        """
+        if self._owner != os.getpid():
+            what = f"container {self.name} was made by another process"
+            raise ContainerError(what, operation=operation, remedy="make one here")
 
     # processes
 
@@ -196,6 +208,14 @@ class Life:
         self.check("wait_empty")
         return self.tree.settle(_FOREVER if timeout is None else timeout)
 
+    def wait(self, timeout: float | None) -> Outcome:
+        """Wait for its end: see `Container.wait`."""
+        if self.outcome is None:
+            self.check_owner("wait")
+        if not self._over.wait(timeout):
+            raise ContainerTimeout(f"container {self.name} has not ended in {timeout:g} s", operation="wait")
+        return self.end(0.0)
+
     def outcome_of(self, code: int, wall: float, left: list[int], owner: str) -> Outcome:
         """The outcome of one command of it, *owner*, that has ended with *code*, and left *left* behind."""
         oom = self.tree.oom() if code == -signal.SIGKILL and self.outcome is None else None
@@ -230,6 +250,7 @@ class Life:
         self.tree.kill(KILL_SECONDS)
         with self._starting:  # who was on the way in has arrived
             self.tree.kill(KILL_SECONDS)
+        self._over.set()
 
     def end(self, grace: float) -> Outcome:
         """Its one end: what is left is named, asked to end, and killed after *grace* seconds."""
@@ -247,6 +268,8 @@ class Life:
                     notes.append(self._still_there())
             finally:
                 self.outcome = self._conclude(leaks, notes)
+                self.events.stopped()
+                self._over.set()
                 self._station.is_over(self)
             return self.outcome
 
