@@ -17,6 +17,8 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
+    from . import ready
+    from ._daemon import Daemon
     from ._events import Event
     from ._library import ContainedFactory, Container
     from ._outcome import Leak, Outcome, Usage
@@ -32,6 +34,7 @@ __all__ = [
     "Container",
     "ContainerError",
     "ContainerTimeout",
+    "Daemon",
     "DaemonError",
     "Event",
     "Leak",
@@ -40,6 +43,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "Usage",
+    "ready",
 ]
 
 #: where to find what is imported when it is first asked for: a run of pytest without a container has no use for it
@@ -47,6 +51,7 @@ _LATER = {
     "Completed": "_run",
     "ContainedFactory": "_library",
     "Container": "_library",
+    "Daemon": "_daemon",
     "Event": "_events",
     "Leak": "_outcome",
     "Outcome": "_outcome",
@@ -55,6 +60,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "ready":
+        return import_module(f"{__name__}.ready")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

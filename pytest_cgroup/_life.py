@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from . import _station, _watcher
 from ._asked import parse_change, safe_name
@@ -31,9 +31,26 @@ if TYPE_CHECKING:
     from ._forked import Forked
     from ._popen import Popen
     from ._spec import Spec
+    from .exceptions import DaemonError
 
 _CGROUP = "a container with a cgroup, see `python -m pytest_cgroup doctor`"
 _FOREVER = 1e6  # seconds; poll(2) takes no more than 24 days' milliseconds
+
+
+class Supervised(Protocol):
+    """The daemons of a container (`_daemons`)."""
+
+    def end(self, grace: float) -> None:
+        """Stop them; none is started again."""
+
+    def join(self) -> None:
+        """Nothing lives any more: be done with them."""
+
+    def untold(self) -> list[DaemonError]:
+        """What went wrong, and nobody has been told of."""
+
+    def sections(self) -> list[tuple[str, str]]:
+        """The last that they printed, for a report."""
 
 
 class Life:
@@ -64,6 +81,7 @@ class Life:
         self._frozen = False
         #: pids that end with it by design, and are nobody's leaks
         self.not_left: set[int] = set()
+        self.daemons: Supervised | None = None
         #: called when nothing lives in it any more
         self.after_end: list[Callable[[], object]] = []
         station = _station.station()
@@ -112,6 +130,16 @@ class Life:
         if self._owner != os.getpid():
             what = f"container {self.name} was made by another process"
             raise ContainerError(what, operation=operation, remedy="make one here")
+
+    @property
+    def is_ending(self) -> bool:
+        """Nothing begins in it any more."""
+        return self._closing or self.cause is not None or self.outcome is not None
+
+    @property
+    def network_of(self) -> int | str:
+        """A process, by its name in /proc, that is in its network."""
+        return self._spawner.launcher.pid if self.spec.net_ns else "self"
 
     # processes
 
@@ -258,6 +286,8 @@ class Life:
             if self.outcome is not None:
                 return self.outcome
             self.check("destroy")
+            if self.daemons is not None:
+                self.daemons.end(0.0 if self._frozen else grace)
             with self._starting:
                 self._closing = True
             notes: list[str] = []
@@ -295,6 +325,8 @@ class Life:
             self._spawner.reap()
             for done in self.after_end:
                 done()
+            if self.daemons is not None:
+                self.daemons.join()
         usage = self.usage()
         if self.cause == "oom":  # we may have been faster than the kernel's killer, and done its work
             usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))

@@ -57,6 +57,7 @@ class Visit:
         self.spec = Spec()
         self.outcome: Outcome | None = None
         self.not_left: set[int] = set()
+        self.daemons: None = None
         self.after_end: list[Callable[[], object]] = []
         self.owned = owned
         self._cgroup = find_cgroup(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from pytest_cgroup import Container, ContainerError, ContainerTimeout, Event, Outcome, _station
 from pytest_cgroup._host import Host
-from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS, descriptors
+from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS
 from tests.kernel.forked import forked
 
 SLEEP = ["sleep", "1000"]
@@ -26,17 +25,6 @@ FORKS = [sys.executable, "-c", "import os\nfor _ in range(9): os.fork() or os._e
 def _given_back() -> Iterator[None]:
     yield
     _station.close()
-
-
-@pytest.fixture(params=[pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend in turn; nothing of it stays open."""
-    name: str = request.param
-    before = descriptors()
-    yield name
-    _station.close()
-    gc.collect()
-    assert {fd for fd in descriptors() if fd not in before} == set(), "descriptors were left open"
 
 
 class Aside:
