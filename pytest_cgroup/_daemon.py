@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._life import Life
-    from ._upkeep import State, Upkeep
+    from ._upkeep import Upkeep
 
 __all__ = ["Daemon"]
 
@@ -34,7 +34,7 @@ class Daemon:
     # what it is
 
     @property
-    def state(self) -> State:
+    def state(self) -> str:
         """``"waiting"`` for what it was asked to be after, ``"starting"`` until it is ready, ``"ready"``,
         ``"restarting"`` between two runs, ``"stopping"``; ``"ended"`` and ``"failed"`` for good."""
         return self._upkeep.state

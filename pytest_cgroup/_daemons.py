@@ -41,7 +41,7 @@ class Daemons:
         if wait:
             daemon.bring_up()
         else:
-            threading.Thread(target=daemon.bring_up_behind, name=f"pytest-cgroup ready {chosen}", daemon=True).start()
+            daemon.bring_up_behind()
         return Daemon(self._life, daemon)
 
     def _name(self, name: str | None, argv: Any) -> str:
@@ -87,7 +87,7 @@ class Daemons:
     def join(self) -> None:
         """Nothing lives in the container: wait until all of them have noticed."""
         for daemon in self.all:
-            daemon.finish_stop(time.monotonic())
+            daemon.join()
 
     def untold(self) -> list[DaemonError]:
         """The errors of those that have failed, and that nobody was told of; now they are."""

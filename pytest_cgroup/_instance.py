@@ -15,6 +15,7 @@ from .exceptions import DaemonError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._life import Life
     from ._log import Log
     from ._popen import Popen
     from ._supervisor import Supervisor
@@ -143,6 +144,26 @@ class Instance:
             if left := self.family():
                 signal_members(self.family, signal.SIGKILL)
                 wait_gone(left, _GONE_SECONDS)
+
+
+class Scene:
+    """Where a condition is looked at: see `ready.Scene`."""
+
+    def __init__(self, life: Life, instance: Instance | None, log: Log) -> None:
+        self._life = life
+        self.instance = instance
+        self.log = log
+        self.log_from = 0 if instance is None else instance.log_from
+        self.own_network = life.spec.net_ns
+        self.network_of: int | str = life.network_of
+
+    def family(self) -> list[int] | None:
+        return None if self.instance is None else self.instance.family()
+
+    def helper(self, argv: list[str], options: dict[str, Any]) -> Any:
+        process = self._life.start_process(argv, options)
+        self._life.not_left.add(process.pid)
+        return process
 
 
 def program_name(argv: Any) -> str:

@@ -21,13 +21,15 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _supervisor
-from ._instance import Instance, claim_pidfile, remove_pidfile, write_pidfile
+from ._instance import Instance, Scene, claim_pidfile, remove_pidfile, write_pidfile
 from ._log import Log, ToLogging
 from ._outcome import signal_name
 from .exceptions import CgroupError, ContainerError, ContainerTimeout, DaemonError
 from .ready import Condition
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._life import Life
     from ._policy import Other, Policy
 
@@ -37,6 +39,8 @@ OVER = ("ended", "failed")
 TAIL_LINES = 20
 _NORMAL = ("normal", "shutdown")
 _KILL_SECONDS = 10.0
+#: for a condition to be looked at for the last time; one of the user's may take longer, and is left to itself
+_JOIN_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
 _LOOK_SECONDS_AT_MOST = 0.1
 
@@ -66,6 +70,7 @@ class Upkeep:
         self._timer: _supervisor.Timer | None = None
         self._restarts_at: collections.deque[float] = collections.deque()
         self.restarts = 0
+        self._thread: threading.Thread | None = None
         self._by_hand = False
         self._cancelled = False
         self._was_ready = False
@@ -214,10 +219,24 @@ class Upkeep:
             self._become_ready(instance)
         except BaseException as error:
             self._give_up(error)
+            self.told = self.told or threading.current_thread() is not self._thread
             raise
 
     def bring_up_behind(self) -> None:
         """The same in a thread of its own; what went wrong is told to who asks, or at the container's end."""
+        self._start_thread(self._bring_up_behind)
+
+    def _start_thread(self, function: Callable[[], object]) -> None:
+        self._thread = threading.Thread(target=function, name=f"pytest-cgroup ready {self.name}", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Everything in its container is gone: be done."""
+        self.finish_stop(time.monotonic())
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_SECONDS)
+
+    def _bring_up_behind(self) -> None:
         try:
             self.bring_up()
         except (CgroupError, OSError) as error:
@@ -225,7 +244,6 @@ class Upkeep:
                 if self.error is None and not self._cancelled:
                     self.error = self._failure(f"can't be started: {error}", None)
                     self.state = "failed"
-                self.told = self.error is None
                 self.changed.notify_all()
 
     def _give_up(self, error: BaseException) -> None:
@@ -234,7 +252,6 @@ class Upkeep:
             self._cancelled = self.state in ("stopping", "ended")
             if isinstance(error, DaemonError) and self.error is None and not self._cancelled:
                 self.error = error
-            self.told = True
         self.begin_stop()
         self.finish_stop(time.monotonic())
 
@@ -284,7 +301,7 @@ class Upkeep:
         deadline = time.monotonic() + condition.timeout
         pause = _LOOK_SECONDS
         with contextlib.ExitStack() as stack:
-            look = condition.begin(_Scene(self._life, instance, self.logs[0]), stack)
+            look = condition.begin(Scene(self._life, instance, self.logs[0]), stack)
             while True:
                 self._check_wanted(instance)
                 if (why := look()) is None:
@@ -379,9 +396,7 @@ class Upkeep:
                 return
             self.restarts += 1
         if self._policy.ready:
-            threading.Thread(
-                target=self._watch_ready, args=(instance,), name=f"pytest-cgroup ready {self.name}", daemon=True
-            ).start()
+            self._start_thread(lambda: self._watch_ready(instance))
 
     def _watch_ready(self, instance: Instance) -> None:
         try:
@@ -421,23 +436,3 @@ class Upkeep:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class _Scene:
-    """Where a condition is looked at: see `ready.Scene`."""
-
-    def __init__(self, life: Life, instance: Instance | None, log: Log) -> None:
-        self._life = life
-        self.instance = instance
-        self.log = log
-        self.log_from = 0 if instance is None else instance.log_from
-        self.own_network = life.spec.net_ns
-        self.network_of: int | str = life.network_of
-
-    def family(self) -> list[int] | None:
-        return None if self.instance is None else self.instance.family()
-
-    def helper(self, argv: list[str], options: dict[str, Any]) -> Any:
-        process = self._life.start_process(argv, options)
-        self._life.not_left.add(process.pid)
-        return process
