@@ -100,6 +100,7 @@ class Daemon:
             DaemonError: it will not be: it has ended, or was stopped.
             ContainerTimeout: it is not after *timeout* seconds.
         """
+        __tracebackhide__ = True
         self._life.check_owner("wait_ready")
         self._upkeep.wait_ready(timeout)
 
@@ -110,6 +111,7 @@ class Daemon:
             DaemonError: it has failed.
             ContainerTimeout: it has not ended after *timeout* seconds.
         """
+        __tracebackhide__ = True
         self._life.check_owner("wait")
         with self._upkeep.changed:
             if not self._upkeep.changed.wait_for(lambda: self._upkeep.state in OVER, timeout):
@@ -124,6 +126,7 @@ class Daemon:
         Raises:
             DaemonError: it was restarted too often, or was never ready.
         """
+        __tracebackhide__ = True
         self._upkeep.check()
 
     # what can be done with it
@@ -156,5 +159,6 @@ class Daemon:
         Raises:
             DaemonError, ContainerError, OSError: as at its start.
         """
+        __tracebackhide__ = True
         self._life.check("restart")
         self._upkeep.restart()

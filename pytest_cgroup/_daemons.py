@@ -30,6 +30,7 @@ class Daemons:
 
     def start(self, argv: Any, *, name: str | None, wait: bool, grace: float, asked: dict[str, Any]) -> Daemon:
         """Start one: see `Container.daemon`."""
+        __tracebackhide__ = True
         options = {**DEFAULTS, **asked}
         policy = parse_policy(options, grace=grace, upkeep_of=_upkeep_of)
         for text in ("text", "universal_newlines", "encoding", "errors", "bufsize"):
@@ -39,7 +40,10 @@ class Daemons:
             chosen = self._name(name, argv)
             daemon = self._daemons[chosen] = Upkeep(self._life, argv, {**options, "bufsize": 0}, policy, chosen)
         if wait:
-            daemon.bring_up()
+            try:
+                daemon.bring_up()
+            except DaemonError as error:
+                raise error.with_traceback(None) from None  # the way here is nobody's matter
         else:
             daemon.bring_up_behind()
         return Daemon(self._life, daemon)

@@ -275,6 +275,7 @@ class Container:
             DaemonError: it ended before it was ready, or was not in time; with the last that it printed.
             ContainerError, OSError: as `popen`; and *name* is taken.
         """
+        __tracebackhide__ = True
         from ._daemons import of
 
         life = self._live("popen")

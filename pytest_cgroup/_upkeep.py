@@ -99,13 +99,15 @@ class Upkeep:
 
     def check(self) -> None:
         """See `Daemon.check`."""
+        __tracebackhide__ = True
         with self.changed:
             if self.error is not None:
                 self.told = True
-                raise self.error
+                raise self.error.with_traceback(None)
 
     def wait_ready(self, timeout: float | None) -> None:
         """See `Daemon.wait_ready`."""
+        __tracebackhide__ = True
         with self.changed:
             if not self.changed.wait_for(lambda: self.state in ("ready", "stopping", *OVER), timeout):
                 raise ContainerTimeout(f"daemon {self.name} is {self.state}, and not ready", operation="wait_ready")
