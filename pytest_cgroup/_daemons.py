@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -86,12 +87,14 @@ class Daemons:
         begun = time.monotonic()
         if grace > 0:
             for daemon in sorted(daemons, key=lambda daemon: daemon.own_grace):
-                daemon.finish_stop(begun + max(grace, daemon.own_grace))
+                with contextlib.suppress(ContainerError):  # who can't be killed is the container's matter, then
+                    daemon.finish_stop(begun + max(grace, daemon.own_grace))
 
     def join(self) -> None:
         """Nothing lives in the container: wait until all of them have noticed."""
         for daemon in self.all:
-            daemon.join()
+            with contextlib.suppress(ContainerError):  # the outcome comes first
+                daemon.join()
 
     def untold(self) -> list[DaemonError]:
         """The errors of those that have failed, and that nobody was told of; now they are."""

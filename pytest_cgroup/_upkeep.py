@@ -152,7 +152,7 @@ class Upkeep:
         """The first half of `stop`, which waits for nobody; not *gently*, somebody else kills it."""
         with self.changed:
             self._cancel_timer()
-            if self.state in OVER:
+            if self.state in ("stopping", *OVER):  # one signal, whoever asks
                 return
             self.state = "stopping"
             if self.instance is None:

@@ -71,7 +71,7 @@ class Condition:
     def __init__(
         self,
         what: str,
-        begin: Callable[[Scene, contextlib.ExitStack], Look],
+        begin: Any,
         timeout: float,
         *,
         before: bool = True,
@@ -80,7 +80,7 @@ class Condition:
             raise SpecError("timeout", timeout, "no time to wait", where=what, allowed="seconds above 0")
         self.timeout = timeout
         self.before = before
-        self.begin = begin
+        self.begin: Callable[[Scene, contextlib.ExitStack], Look] = begin
         self._what = what
 
     def __repr__(self) -> str:
