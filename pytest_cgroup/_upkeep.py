@@ -41,6 +41,8 @@ _NORMAL = ("normal", "shutdown")
 _KILL_SECONDS = 10.0
 #: for a condition to be looked at for the last time; one of the user's may take longer, and is left to itself
 _JOIN_SECONDS = 1.0
+#: of the pause before a restart
+_MOST_DOUBLINGS = 10
 _LOOK_SECONDS = 0.01
 _LOOK_SECONDS_AT_MOST = 0.1
 
@@ -382,7 +384,7 @@ class Upkeep:
         self._restarts_at.append(now)
         self.state = "restarting"
         assert self._supervisor is not None, "it has run"
-        pause = policy.backoff * 2 ** (len(self._restarts_at) - 1)
+        pause = policy.backoff * 2 ** min(len(self._restarts_at) - 1, _MOST_DOUBLINGS)
         self._timer = self._supervisor.call_later(pause, self._start_again)
 
     def _start_again(self) -> None:

@@ -308,6 +308,17 @@ def test_restarts_that_are_long_ago_do_not_count(backend: str) -> None:
         daemon.stop()
 
 
+def test_each_pause_is_twice_as_long_as_the_one_before(backend: str) -> None:
+    """It is the least that the kernel's clock says between the runs."""
+    program = [PY, "-c", "import time; print(time.monotonic())"]
+    with Container(backend=backend) as container:
+        daemon = container.daemon(program, max_restarts=3, within=DEADLINE_SECONDS, backoff=0.05)
+        with pytest.raises(DaemonError, match="after 3 restarts"):
+            daemon.wait(DEADLINE_SECONDS)
+        at = list(map(float, daemon.lines()))
+        assert all(later - before >= least for before, later, least in zip(at, at[1:], (0.05, 0.1, 0.2), strict=False))
+
+
 def test_a_pending_restart_is_cancelled(backend: str) -> None:
     with Container(backend=backend) as container:
         daemon = container.daemon(["sh", "-c", "exit 3"], backoff=DEADLINE_SECONDS)
