@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 #: of a failed test's report, from each daemon
 _SECTION_LINES = 100
-_lock = threading.Lock()
 
 
 class Daemons:
@@ -116,9 +115,6 @@ def _upkeep_of(given: object) -> Upkeep | None:
 
 def of(life: Life) -> Daemons:
     """Those of the container that lives *life*."""
-    with _lock:
-        if life.daemons is None:
-            life.daemons = Daemons(life)
-        found = life.daemons
+    found = life.supervised_by(lambda: Daemons(life))
     assert isinstance(found, Daemons)
     return found

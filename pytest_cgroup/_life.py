@@ -141,6 +141,13 @@ class Life:
         """A process, by its name in /proc, that is in its network."""
         return self._spawner.launcher.pid if self.spec.net_ns else "self"
 
+    def supervised_by(self, make: Callable[[], Supervised]) -> Supervised:
+        """Its daemons; *make* is called for the first of them."""
+        with self._starting:
+            if self.daemons is None:
+                self.daemons = make()
+            return self.daemons
+
     # processes
 
     def start_process(self, argv: Any, options: dict[str, Any]) -> Popen:
