@@ -18,6 +18,7 @@ import pytest
 from pytest_cgroup import Container, ContainerError, ContainerTimeout, Daemon, DaemonError, SpecError, _station, ready
 from pytest_cgroup._process import ProcessId
 from tests.as_user import OrdinaryUser
+from tests.e2e.stage import cgroups_of
 from tests.kernel.contain import DEADLINE_SECONDS
 from tests.kernel.forked import forked
 
@@ -475,7 +476,8 @@ def test_a_stop_and_a_restart_at_once(backend: str) -> None:
         assert not container.populated
 
 
-def test_it_is_killed_with_its_owner(backend: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_other_recovery")
+def test_it_is_killed_with_its_owner(backend: str) -> None:
     program = f"""
 import os, sys
 from pytest_cgroup import Container, ready
@@ -492,6 +494,7 @@ sys.stdin.read()
         assert psutil.pid_exists(pid)  # the control
         owner.kill()
     until(lambda: not psutil.pid_exists(pid), "the guard ends it")
+    until(lambda: not cgroups_of(owner.pid), "and removes its cgroups")
 
 
 @pytest.mark.parametrize("backend", ["auto", "process"])
