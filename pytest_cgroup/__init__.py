@@ -6,9 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._spec import Spec
-from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
+from .exceptions import (
+    CgroupError,
+    ContainedWarning,
+    ContainerError,
+    ContainerTimeout,
+    DaemonError,
+    NotOffered,
+    SpecError,
+)
 
 if TYPE_CHECKING:
+    from . import ready
+    from ._daemon import Daemon
+    from ._events import Event
     from ._library import ContainedFactory, Container
     from ._outcome import Leak, Outcome, Usage
     from ._run import Completed
@@ -22,12 +33,17 @@ __all__ = [
     "ContainedWarning",
     "Container",
     "ContainerError",
+    "ContainerTimeout",
+    "Daemon",
+    "DaemonError",
+    "Event",
     "Leak",
     "NotOffered",
     "Outcome",
     "Spec",
     "SpecError",
     "Usage",
+    "ready",
 ]
 
 #: where to find what is imported when it is first asked for: a run of pytest without a container has no use for it
@@ -35,6 +51,8 @@ _LATER = {
     "Completed": "_run",
     "ContainedFactory": "_library",
     "Container": "_library",
+    "Daemon": "_daemon",
+    "Event": "_events",
     "Leak": "_outcome",
     "Outcome": "_outcome",
     "Usage": "_outcome",
@@ -42,6 +60,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "ready":
+        return import_module(f"{__name__}.ready")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -12,8 +12,10 @@ they are torn down.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -88,6 +90,17 @@ class FactoryFor:
                 return (yield)
         return (yield)
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if self._containers.in_child:  # what was made in there nobody outside knows of
+            self._containers.show_daemons(report)
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._containers.show_daemons(report)
+
     @contextlib.contextmanager
     def _given_to(
         self, request: pytest.FixtureRequest, name: str, add_finalizer: Callable[[Callable[[], object]], None]
@@ -126,6 +139,9 @@ class Containers:
         self._use = use
         #: made in a forked child for somebody who lives outside of it: they end with the child
         self.strays: list[Container] = []
+        #: those that live, and were made in this process
+        self._living: weakref.WeakSet[Container] = weakref.WeakSet()
+        self._pid = os.getpid()
 
     @property
     def in_child(self) -> bool:
@@ -164,7 +180,7 @@ class Containers:
             if not self.in_child:
                 self._lend()
             container = Container(name=name, backend=backend or self._settings.backend, **asked)
-            return container.start()
+            container.start()
         except SpecError as error:
             raise error.with_traceback(None) from None  # the line that is wrong is its user's
         except NotOffered as why:
@@ -176,6 +192,19 @@ class Containers:
             self._refuse(_bare(why))
         except OSError as error:
             pytest.fail(f"contained: {error}", pytrace=False)
+        if self._pid != os.getpid():  # in the forked child of a contained test the others are the parent's
+            self._pid, self._living = os.getpid(), weakref.WeakSet()
+        self._living.add(container)
+        return container
+
+    def show_daemons(self, report: pytest.TestReport) -> None:
+        """On the report of a failure, the last that the daemons have printed that live, here and now."""
+        if report.outcome != "failed" or self._pid != os.getpid():
+            return
+        for container in sorted(self._living, key=lambda container: container.name):
+            daemons = None if container._life is None or container.outcome is not None else container._life.daemons
+            for title, text in [] if daemons is None else daemons.sections():
+                report.sections.append((f"{title} of {container.name}", text))
 
     def _refuse(self, why: str) -> NoReturn:
         __tracebackhide__ = True

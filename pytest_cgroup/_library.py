@@ -27,13 +27,15 @@ from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     import execnet
     import psutil
 
     from ._async_process import AsyncProcess
+    from ._daemon import Daemon
+    from ._events import Event
     from ._outcome import Outcome, Usage
     from ._spec import Spec
 
@@ -113,6 +115,11 @@ class Container:
                 warnings.warn(ContainedWarning(text), stacklevel=3)
             elif not failed:
                 raise ContainerError(text, remedy='end them before the container ends, or leave out leaks="fail"')
+        daemons = None if self._life is None or failed else self._life.daemons
+        if daemons is not None and (errors := daemons.untold()):
+            for another in errors[1:]:
+                errors[0].add_note(str(another))
+            raise errors[0]
         return outcome
 
     @classmethod
@@ -253,6 +260,28 @@ class Container:
         life.after_end.append(lambda: group.terminate(_GATEWAY_SECONDS))
         return group.makegateway(asked)
 
+    def daemon(self, argv: Any, *, name: str | None = None, wait: bool = True, **asked: Any) -> Daemon:
+        """Start a program that is supervised until the container ends: restarted by a policy, its output kept.
+
+        Args:
+            name: no other daemon of the container may have it; the program's, with a number, unless given.
+            wait: return when it is ready; else at once, and `Daemon.wait_ready` waits.
+            asked: ``restart``, ``max_restarts``, ``within``, ``backoff``, ``ready``, ``after``, ``stop_signal``,
+                ``grace``, ``exit_status``, ``log``, ``log_level``, ``log_prefix``, ``log_transform``, ``log_limit``,
+                ``output_window`` and ``pidfile``, as the guide to daemons has them; and Popen's options.
+
+        Raises:
+            SpecError: one of them can't be right.
+            DaemonError: it ended before it was ready, or was not in time; with the last that it printed.
+            ContainerError, OSError: as `popen`; and *name* is taken.
+        """
+        __tracebackhide__ = True
+        from ._daemons import of
+
+        life = self._live("popen")
+        assert isinstance(life, Life), "a visit admits nobody"
+        return of(life).start(argv, name=name, wait=wait, grace=self._grace, asked=asked)
+
     # living with it
 
     def processes(self) -> list[psutil.Process]:
@@ -328,7 +357,25 @@ class Container:
         """Wait until nothing lives in it; whether that came about in *timeout* seconds."""
         return self._ever("wait_empty").wait_empty(timeout)
 
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
+        """What happens to it, from its start to its end, as it happens; who comes late is told what was before.
+
+        The kernel tells of it, nothing is polled for. The iteration ends with the event ``stopped``, or *timeout*
+        seconds after its first step. Of limits that are hit quickly several times there is one event, with the count.
+        On cgroup v1 there is no ``memory_high``; on the process backend there are ``started``, ``stopped``, and an
+        ``oom`` before that.
+        """
+        return self._ever("events").events.follow(timeout)
+
     # the end
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait until it is ended, by another thread or at a limit; the one outcome, whoever waits.
+
+        Raises:
+            ContainerTimeout: it lives on after *timeout* seconds.
+        """
+        return self._ever("wait").wait(timeout)
 
     def kill(self) -> None:
         """SIGKILL everything in it, at once, frozen or not, and wait until it is gone. The container lives on.

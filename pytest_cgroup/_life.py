@@ -12,16 +12,17 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from . import _station, _watcher
 from ._asked import parse_change, safe_name
 from ._container import KILL_SECONDS, SETTLE_SECONDS
+from ._events import Events
 from ._outcome import Leak, Outcome, Usage
 from ._process import describe
 from ._spawn import Spawner
 from ._visit import adopt
-from .exceptions import ContainerError, NotOffered
+from .exceptions import ContainerError, ContainerTimeout, NotOffered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,9 +31,26 @@ if TYPE_CHECKING:
     from ._forked import Forked
     from ._popen import Popen
     from ._spec import Spec
+    from .exceptions import DaemonError
 
 _CGROUP = "a container with a cgroup, see `python -m pytest_cgroup doctor`"
 _FOREVER = 1e6  # seconds; poll(2) takes no more than 24 days' milliseconds
+
+
+class Supervised(Protocol):
+    """The daemons of a container (`_daemons`)."""
+
+    def end(self, grace: float) -> None:
+        """Stop them; none is started again."""
+
+    def join(self) -> None:
+        """Nothing lives any more: be done with them."""
+
+    def untold(self) -> list[DaemonError]:
+        """What went wrong, and nobody has been told of."""
+
+    def sections(self) -> list[tuple[str, str]]:
+        """The last that they printed, for a report."""
 
 
 class Life:
@@ -63,6 +81,7 @@ class Life:
         self._frozen = False
         #: pids that end with it by design, and are nobody's leaks
         self.not_left: set[int] = set()
+        self.daemons: Supervised | None = None
         #: called when nothing lives in it any more
         self.after_end: list[Callable[[], object]] = []
         station = _station.station()
@@ -78,6 +97,8 @@ class Life:
             self.tree.remove()
             raise
         self._started_at = time.monotonic()
+        self._over = threading.Event()
+        self.events = Events(getattr(self.tree, "cgroup", None), lambda: self.outcome)
         self._watcher: _watcher.Watcher | None = None
         if _watcher.needed(spec, self.tree):
             self._watcher = _watcher.Watcher(spec, self.tree, self._kill_for)
@@ -91,15 +112,41 @@ class Life:
         Raises:
             ContainerError: it has ended, or it is another process's.
         """
-        if self._owner != os.getpid():
-            why, remedy = "was made by another process", "make one here"
-        elif self._closing or self.outcome is not None:
+        self.check_owner(operation)
+        if self._closing or self.outcome is not None:
             why, remedy = "has ended", "make another one"
         elif self.cause is not None and operation in ("popen", "run", "call"):
             why, remedy = f"was killed: {self.cause}", "make another one"
         else:
             return
         raise ContainerError(f"container {self.name} {why}", operation=operation, remedy=remedy)
+
+    def check_owner(self, operation: str) -> None:
+        """It is ours.
+
+        Raises:
+            ContainerError: it is another process's.
+        """
+        if self._owner != os.getpid():
+            what = f"container {self.name} was made by another process"
+            raise ContainerError(what, operation=operation, remedy="make one here")
+
+    @property
+    def is_ending(self) -> bool:
+        """Nothing begins in it any more."""
+        return self._closing or self.cause is not None or self.outcome is not None
+
+    @property
+    def network_of(self) -> int | str:
+        """A process, by its name in /proc, that is in its network."""
+        return self._spawner.launcher.pid if self.spec.net_ns else "self"
+
+    def supervised_by(self, make: Callable[[], Supervised]) -> Supervised:
+        """Its daemons; *make* is called for the first of them."""
+        with self._starting:
+            if self.daemons is None:
+                self.daemons = make()
+            return self.daemons
 
     # processes
 
@@ -196,6 +243,14 @@ class Life:
         self.check("wait_empty")
         return self.tree.settle(_FOREVER if timeout is None else timeout)
 
+    def wait(self, timeout: float | None) -> Outcome:
+        """Wait for its end: see `Container.wait`."""
+        if self.outcome is None:
+            self.check_owner("wait")
+        if not self._over.wait(timeout):
+            raise ContainerTimeout(f"container {self.name} has not ended in {timeout:g} s", operation="wait")
+        return self.end(0.0)
+
     def outcome_of(self, code: int, wall: float, left: list[int], owner: str) -> Outcome:
         """The outcome of one command of it, *owner*, that has ended with *code*, and left *left* behind."""
         oom = self.tree.oom() if code == -signal.SIGKILL and self.outcome is None else None
@@ -217,9 +272,11 @@ class Life:
         if self.outcome is not None:
             return
         self.check("kill")
-        if not self.tree.kill(KILL_SECONDS):
-            raise ContainerError(self._still_there(), operation="kill")
-        self._spawner.reap()
+        self.tree.signal(signal.SIGKILL)  # also who is on the way in, and has joined
+        with self._starting:  # and nobody, as a daemon that is kept up, comes in meanwhile
+            if not self.tree.kill(KILL_SECONDS):
+                raise ContainerError(self._still_there(), operation="kill")
+            self._spawner.reap()
 
     def _still_there(self) -> str:
         return f"still there {KILL_SECONDS:.0f} s after SIGKILL: pids {self.tree.pids()}"
@@ -230,6 +287,7 @@ class Life:
         self.tree.kill(KILL_SECONDS)
         with self._starting:  # who was on the way in has arrived
             self.tree.kill(KILL_SECONDS)
+        self._over.set()
 
     def end(self, grace: float) -> Outcome:
         """Its one end: what is left is named, asked to end, and killed after *grace* seconds."""
@@ -237,6 +295,8 @@ class Life:
             if self.outcome is not None:
                 return self.outcome
             self.check("destroy")
+            if self.daemons is not None:
+                self.daemons.end(0.0 if self._frozen else grace)
             with self._starting:
                 self._closing = True
             notes: list[str] = []
@@ -247,6 +307,8 @@ class Life:
                     notes.append(self._still_there())
             finally:
                 self.outcome = self._conclude(leaks, notes)
+                self.events.stopped()
+                self._over.set()
                 self._station.is_over(self)
             return self.outcome
 
@@ -272,6 +334,8 @@ class Life:
             self._spawner.reap()
             for done in self.after_end:
                 done()
+            if self.daemons is not None:
+                self.daemons.join()
         usage = self.usage()
         if self.cause == "oom":  # we may have been faster than the kernel's killer, and done its work
             usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ._backends.cgroup import CgroupTree
 from ._cgroup import Cgroup
 from ._container import KILL_SECONDS
+from ._events import Events
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
 from ._outcome import Outcome, Usage
@@ -56,11 +57,13 @@ class Visit:
         self.spec = Spec()
         self.outcome: Outcome | None = None
         self.not_left: set[int] = set()
+        self.daemons: None = None
         self.after_end: list[Callable[[], object]] = []
         self.owned = owned
         self._cgroup = find_cgroup(path)
         self.tree = CgroupTree(self._cgroup)
         self.tree.started(0)  # nobody joins
+        self.events = Events(self._cgroup, lambda: self.outcome)
 
     def check(self, operation: str) -> None:
         """It may be looked at; to touch who lives in it takes *owned*."""
@@ -135,6 +138,12 @@ class Visit:
         """Wait until nothing lives in it."""
         return not self._cgroup.exists or self.tree.settle(_FOREVER if timeout is None else timeout)
 
+    def wait(self, timeout: float | None) -> NoReturn:
+        """Never: its end is its maker's matter."""
+        raise ContainerError(
+            f"the end of {self.name} is up to who made it", operation="wait", remedy="use wait_empty()"
+        )
+
     def kill(self) -> None:
         """Kill everything in it."""
         self.check("kill")
@@ -162,6 +171,7 @@ class Visit:
             backend="cgroup",
             leaks=tuple(leak for leak in leaks if leak is not None),
         )
+        self.events.stopped()
         return self.outcome
 
 

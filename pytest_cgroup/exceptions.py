@@ -7,7 +7,15 @@ import errno as _errno
 import os
 from typing import Any
 
-__all__ = ["CgroupError", "ContainedWarning", "ContainerError", "NotOffered", "SpecError"]
+__all__ = [
+    "CgroupError",
+    "ContainedWarning",
+    "ContainerError",
+    "ContainerTimeout",
+    "DaemonError",
+    "NotOffered",
+    "SpecError",
+]
 
 _SHOWN_CHARACTERS = 80
 
@@ -114,6 +122,28 @@ class NotOffered(CgroupError):
 
 class ContainerError(CgroupError):
     """A container could not be made, entered, killed or removed."""
+
+
+class ContainerTimeout(ContainerError, TimeoutError):
+    """What was waited for did not come about in the time that was given."""
+
+
+class DaemonError(ContainerError):
+    """A daemon ended before it was ready, or again and again, or was stopped while somebody waited for it.
+
+    ``daemon`` is its name, ``output`` the last that it printed.
+    """
+
+    def __init__(
+        self, what: str, *, daemon: str, output: str = "", operation: str | None = None, remedy: str | None = None
+    ) -> None:
+        super().__init__(what, operation=operation, remedy=remedy)
+        self.daemon = daemon
+        self.output = output
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\nIts last output:\n{self.output}" if self.output else text
 
 
 class ContainedWarning(UserWarning):

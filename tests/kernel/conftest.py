@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_cgroup import _station
 from pytest_cgroup._backends import choose
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
@@ -73,6 +75,17 @@ def stage(host: Host) -> Iterator[Cgroup]:
     made.make()
     yield made
     made.remove()
+
+
+@pytest.fixture(params=[pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn, for containers of the library; nothing of them stays open."""
+    name: str = request.param
+    before = descriptors()
+    yield name
+    _station.close()
+    gc.collect()
+    assert {fd for fd in descriptors() if fd not in before} == set(), "descriptors were left open"
 
 
 @pytest.fixture(params=[pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
