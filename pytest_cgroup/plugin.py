@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 session_key: pytest.StashKey[Session] = pytest.StashKey()
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from . import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     from ._config import add_options
 

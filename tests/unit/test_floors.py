@@ -27,7 +27,7 @@ _launcher _popen _watcher _run _station _asked _visit _forked _spawn _life
 _call _commands _gateway _async_process _library _foreground _daemon
 _shared _held _belongings _owners
 
-hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
+hookspecs _hooks _seam _coverage _output _config _inside _workshop _verdict _report
 _judge _child _contained _frames _runner _fixtures
 _elsewhere _leak_report _leaks _github _xdist _session plugin
 """
