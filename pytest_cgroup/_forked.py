@@ -14,6 +14,7 @@ import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _entry, _syscalls
+from ._kernel_files import join
 from ._launcher import take_on
 from ._process import descendants, fork, send_signal, signal_members
 from ._reaper import NOT_ENTERED, become_reaper, no_fork, tell
@@ -147,7 +148,7 @@ def _entered(forked: Forked, status: int) -> Forked:
 
 def _enter(doors: Sequence[int], entry: dict[str, Any]) -> None:
     for fd in doors:
-        os.write(fd, b"0")
+        join(fd)
     _entry.inside = bool(doors)
     take_on(entry)
 

@@ -38,6 +38,8 @@ import sys
 from typing import Any, NoReturn
 
 from . import _syscalls
+from ._kernel_files import join
+from ._trace import trace
 
 if sys.platform == "linux":  # the package imports elsewhere, too
     import fcntl
@@ -159,10 +161,12 @@ def _answer(
         if (pid := _syscalls.clone_sibling()) == 0:
             sock.close()
             _be_a_containers(message, socket.socket(fileno=fds[0]))
+        trace("fork: a launcher for namespaces %s: pid %d", message["namespaces"], pid)
         return {"pid": pid}
     pid = os.fork() if told is not None else _syscalls.clone_sibling()
     if pid == 0:
         _become(message, fds, own=told is not None)
+    trace("fork: %s: pid %d", message["argv"], pid)
     if told is not None:
         told[pid] = os.dup(fds[message["targets"].index(TOLD)])
     return {"pid": pid}
@@ -289,7 +293,7 @@ def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
         doors = [fd for target, fd in moved if target == DOOR]
         try:
             for fd in doors:
-                os.write(fd, b"0")
+                join(fd)
             for limit, pair in message["rlimits"].items():  # ours as they are now
                 if resource.getrlimit(limit) != pair:
                     resource.setrlimit(limit, pair)

@@ -20,6 +20,7 @@ from ._container import KILL_SECONDS, SETTLE_SECONDS
 from ._outcome import Leak, Outcome, Usage
 from ._process import describe
 from ._spawn import Spawner
+from ._trace import trace
 from ._visit import adopt
 from .exceptions import ContainerError, NotOffered
 
@@ -77,6 +78,7 @@ class Life:
         except BaseException:
             self.tree.remove()
             raise
+        trace("container %s: made by %s, limits in force: %s", name, self._backend.name, dict(self.tree.limits))
         self._started_at = time.monotonic()
         self._watcher: _watcher.Watcher | None = None
         if _watcher.needed(spec, self.tree):
@@ -227,6 +229,7 @@ class Life:
     def _kill_for(self, cause: str) -> None:
         """In the watcher's thread: everything ends, for *cause*, and nothing begins any more."""
         self.cause = cause
+        trace("container %s: killed: %s", self.name, cause)
         self.tree.kill(KILL_SECONDS)
         with self._starting:  # who was on the way in has arrived
             self.tree.kill(KILL_SECONDS)
@@ -247,6 +250,7 @@ class Life:
                     notes.append(self._still_there())
             finally:
                 self.outcome = self._conclude(leaks, notes)
+                trace("container %s: ended: %s", self.name, self.outcome.describe())
                 self._station.is_over(self)
             return self.outcome
 

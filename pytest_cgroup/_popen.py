@@ -19,6 +19,7 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any
 
+from . import _trace
 from ._launcher import CWD, DOOR, ERRORS, NOT_ENTERED, TOLD, receive, send
 from .exceptions import ContainerError
 
@@ -68,7 +69,12 @@ class Launcher:
             argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(theirs.fileno()), os.path.dirname(__file__)]
             try:
                 process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/"
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=_trace.stderr,
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
                 )
             except OSError as error:
                 ours.close()

@@ -12,6 +12,7 @@ module is all there is.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +35,8 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     from ._config import add_options
 
+    if os.environ.get("PYTEST_CGROUP_DEBUG"):
+        from . import _trace  # noqa: F401  # while stderr is still the one that pytest was started with
     add_options(parser)
 
 
