@@ -11,6 +11,7 @@ from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffere
 if TYPE_CHECKING:
     from ._library import ContainedFactory, Container
     from ._outcome import Leak, Outcome, Usage
+    from ._ports import Network
     from ._run import Completed
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "Container",
     "ContainerError",
     "Leak",
+    "Network",
     "NotOffered",
     "Outcome",
     "Spec",
@@ -36,6 +38,7 @@ _LATER = {
     "ContainedFactory": "_library",
     "Container": "_library",
     "Leak": "_outcome",
+    "Network": "_ports",
     "Outcome": "_outcome",
     "Usage": "_outcome",
 }

@@ -165,8 +165,10 @@ def _follow(pid: int) -> None:
                 if os.stat(f"/proc/{pid}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
                     fds[flag] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
                     stack.callback(os.close, fds[flag])
+        outside = _join_outer_network(fds)
         for flag, fd in fds.items():
-            _syscalls.setns(fd, flag)
+            if flag != outside:
+                _syscalls.setns(fd, flag)
         if _syscalls.CLONE_NEWNS in fds:
             os.chdir(root)
             os.chroot(".")
@@ -174,3 +176,14 @@ def _follow(pid: int) -> None:
                 os.chdir(here)
     if _syscalls.CLONE_NEWUSER in fds and os.getuid() != 0:
         _syscalls.clear_capabilities()
+
+
+def _join_outer_network(fds: dict[int, int]) -> int | None:
+    """A network that containers share is not of one's own user namespace: it is to be joined before that."""
+    if (net := fds.get(_syscalls.CLONE_NEWNET)) is None:
+        return None
+    try:
+        _syscalls.setns(net, _syscalls.CLONE_NEWNET)
+    except PermissionError:  # it is, and the right to it comes with that
+        return None
+    return _syscalls.CLONE_NEWNET

@@ -114,8 +114,12 @@ class Launcher:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         return answer
 
-    def branch(self, namespaces: dict[str, Any], *, user_ns: bool, own: bool) -> tuple[Launcher, int | None]:
+    def branch(
+        self, namespaces: dict[str, Any], *, user_ns: bool, own: bool, network_of: int | None = None
+    ) -> tuple[Launcher, int | None]:
         """A launcher for one container, in *namespaces*, and its init's pid; *own*: see `_launcher`.
+
+        *network_of* is a process whose network it joins.
 
         Raises:
             ContainerError: it could not enter one.
@@ -123,7 +127,8 @@ class Launcher:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                pid = self.ask({"namespaces": namespaces, "user_ns": user_ns, "own": own}, [theirs.fileno()])["pid"]
+                asked = {"namespaces": namespaces, "user_ns": user_ns, "own": own, "network_of": network_of}
+                pid = self.ask(asked, [theirs.fileno()])["pid"]
             except BaseException:
                 ours.close()
                 raise
