@@ -9,7 +9,7 @@ from ._spec import Spec
 from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
 
 if TYPE_CHECKING:
-    from ._library import ContainedFactory, Container
+    from ._library import ContainedFactory, Container, containers
     from ._outcome import Leak, Outcome, Usage
     from ._ports import Network
     from ._run import Completed
@@ -30,6 +30,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "Usage",
+    "containers",
 ]
 
 #: where to find what is imported when it is first asked for: a run of pytest without a container has no use for it
@@ -41,6 +42,7 @@ _LATER = {
     "Network": "_ports",
     "Outcome": "_outcome",
     "Usage": "_outcome",
+    "containers": "_library",
 }
 
 

@@ -23,6 +23,7 @@ from ._commands import Commands
 from ._life import Life
 from ._ports import Network, parse_ports
 from ._run import Completed
+from ._station import living
 from ._visit import Visit
 from .exceptions import ContainedWarning, ContainerError
 
@@ -156,6 +157,7 @@ class Container:
         life = self._life = Life(
             self.name, self._spec, self._asked, self._backend_name, ports=self._ports, network=self._network
         )
+        life.face = self
         self._commands = Commands(life.start_process, life.pids, life.alive)
         return self
 
@@ -394,3 +396,9 @@ class Container:
         life = self._ever(operation)
         life.check(operation)
         return life
+
+
+def containers() -> list[Container]:
+    """The containers of this process that live, the oldest first; not those of contained tests themselves."""
+    faces = (getattr(life, "face", None) for life in living())
+    return [face for face in faces if isinstance(face, Container) and face.outcome is None]

@@ -77,6 +77,8 @@ class Life:
         #: pids that end with it by design, and are nobody's leaks
         self.not_left: set[int] = set()
         #: called when nothing lives in it any more
+        #: its public face
+        self.face: object = None
         self.after_end: list[Callable[[], object]] = []
         station = _station.station()
         host, self._backend = station.backend(backend)

@@ -69,7 +69,10 @@ def test_unmarked(): pass
 """
     result = run(pytester, source, f"--cgroup-backend={backend}", workers=workers)
     assert result.counts == {"passed": 2, "failed": 1, "warning": 1}, result.text
-    assert {(one["name"], one["offers"]) for one in told(pytester, "backend")} == {(backend, True)}
+    assert {one["name"] for one in told(pytester, "backend")} == {backend}
+    assert {one["offers"] for one in told(pytester, "backend")} in (
+        [{True}] if backend == "cgroup" else [{True}, {False}]
+    )
     asked = {(one["item"], one["timeout"]) for one in told(pytester, "spec")}
     assert asked == {("test_leaving", 50), ("test_killed", None)}
     started = {one["item"]: one for one in told(pytester, "started")}

@@ -22,7 +22,7 @@ _steps _identity _namespaces
 _environment _remedies _host _reaper
 
 _origins _exempt
-_recover _guard_process _guard _backends _doctor _clean _entry _left _watched _container
+_recover _guard_process _guard _backends _doctor _clean _top _entry _left _watched _container
 _forwarder _launcher _popen _watcher _run _station _ports _asked _visit _forked _spawn _life
 _call _commands _gateway _async_process _library _foreground _daemon
 _shared _held _belongings _owners
