@@ -282,6 +282,10 @@ class Container:
                 found.append(psutil.Process(pid))
         return found
 
+    def __contains__(self, pid: object) -> bool:
+        """Whether the process of this pid lives in it."""
+        return self._life is not None and pid in self._life.pids()
+
     @property
     def populated(self) -> bool:
         """Whether anything lives in it."""
