@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from . import ready
     from ._daemon import Daemon
     from ._events import Event
-    from ._library import ContainedFactory, Container
+    from ._library import ContainedFactory, Container, containers
     from ._outcome import Leak, Outcome, Usage
+    from ._ports import Network
     from ._run import Completed
 
 __version__ = "0.1.0"
@@ -38,11 +39,13 @@ __all__ = [
     "DaemonError",
     "Event",
     "Leak",
+    "Network",
     "NotOffered",
     "Outcome",
     "Spec",
     "SpecError",
     "Usage",
+    "containers",
     "ready",
 ]
 
@@ -54,8 +57,10 @@ _LATER = {
     "Daemon": "_daemon",
     "Event": "_events",
     "Leak": "_outcome",
+    "Network": "_ports",
     "Outcome": "_outcome",
     "Usage": "_outcome",
+    "containers": "_library",
 }
 
 

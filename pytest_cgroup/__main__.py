@@ -1,6 +1,7 @@
 """The command line: ``python -m pytest_cgroup doctor`` says what this host offers a contained test.
 
-``clean`` ends what killed runs of pytest left behind; ``run`` runs a command in a container.
+``clean`` ends what killed runs of pytest left behind; ``run`` runs a command in a container; ``top`` shows what runs
+contained now.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from . import _clean, _doctor, _foreground
+from . import _clean, _doctor, _foreground, _top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,9 @@ def parser() -> _foreground.Parser:
     )
     _foreground.add_arguments(command)
     command.set_defaults(run=_foreground.run)
+    shown = commands.add_parser("top", help="what runs contained now")
+    _top.add_arguments(shown)
+    shown.set_defaults(run=_top.run)
     return top
 
 

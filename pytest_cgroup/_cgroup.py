@@ -20,11 +20,12 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _cgroup_v1 as v1
-from ._kernel_files import read_file, write_file
+from ._kernel_files import mkdir, read_file, rmdir, write_file
 from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
 from ._outcome import Usage
 from ._process import SIGKILL, signal_members, wait_gone
 from ._refusal import refused
+from ._trace import trace
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Cgroup:
         made = []
         try:
             for directory in self.directories:
-                os.mkdir(directory, 0o700)
+                mkdir(directory, 0o700)
                 made.append(directory)
             if cpuset := self.controllers.get("cpuset"):
                 v1.adopt_cpuset(cpuset)
@@ -305,7 +306,8 @@ class Cgroup:
             if self._on_v1(name) and (translated := v1.WRITERS.get(name)):
                 return translated(self.controllers, value)
             write_file(path, value)
-            return read_file(path).strip()
+            trace("in force %s: %s", path, in_force := read_file(path).strip())
+            return in_force
         except OSError as error:
             raise refused(f"{name} was not accepted", error, path=path, operation="write", value=value) from error
 
@@ -434,7 +436,7 @@ def _remove_tree(directory: str, deadline: float) -> None:
         try:
             for path in reversed(_tree(directory)) if pause else (directory,):
                 with contextlib.suppress(FileNotFoundError):
-                    os.rmdir(path)
+                    rmdir(path)
             return
         except OSError as error:
             busy = error.errno in (errno.EBUSY, errno.ENOTEMPTY)

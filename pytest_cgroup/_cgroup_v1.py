@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ._kernel_files import read_file, write_file
 from ._kernel_text import flat_keyed
 from ._refusal import refused
+from ._trace import trace
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ def _write(path: str, value: str) -> str:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            trace("write %s: %s", path, value)
             os.write(fd, value.encode())
-            return os.pread(fd, 65536, 0).decode().strip()
+            trace("in force %s: %s", path, in_force := os.pread(fd, 65536, 0).decode().strip())
+            return in_force
         finally:
             os.close(fd)
     except OSError as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ._hooks import HookError, asked_by_hooks
 from ._spec import FIELDS, NEEDING, Spec, merge, parse_kwargs, parse_text
 from ._values import BELONGINGS, parse_grace
 from .exceptions import CgroupError, ContainedWarning, SpecError
@@ -385,7 +386,10 @@ def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> No
     try:
         layers = (*settings.layers, *marker_layers(item))
         spec = merged(layers)
-    except SpecError as error:
+        if (asked := asked_by_hooks(item, spec)) is not None:
+            layers = (*layers, asked)
+            spec = merged(layers)
+    except (SpecError, HookError) as error:
         item.stash[trouble_key] = Trouble(str(error))
         return
     if spec.isolation == "shared" or _only_of_leaks(settings, layers):

@@ -6,6 +6,7 @@ reports are made by `_judge`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import gc
@@ -17,14 +18,16 @@ import pytest
 from . import _seam
 from ._child import Child
 from ._coverage import merge_coverage
+from ._hooks import OfTest, tell
 from ._inside import Inside
 from ._judge import Judge
-from .exceptions import ContainerError
+from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._container import Container
+    from ._outcome import Outcome
     from ._spec import Spec
     from ._workshop import Workshop
 
@@ -51,6 +54,7 @@ class Contained:
         self._judge = Judge(self.item, self.spec, self.workshop.output, lazily=lazily)
         self.container: Container | None = None
         self._child: Child | None = None
+        self._shown: OfTest | None = None
         self._refusal: BaseException | None = None
 
     def take_over(self) -> None:
@@ -162,6 +166,7 @@ class Contained:
         try:
             container.start()
             self.container = container
+            self._tell_started(container)
             forked = self._fork_into(container)
         except (ContainerError, OSError) as error:
             if self._child is not None:
@@ -259,6 +264,7 @@ class Contained:
             stack=child.stack if crashed_in else None,
             notes=(*outcome.notes, *child.notes),
         )
+        self._judge.troubles += self._tell_finished(self._judge.outcome)
         if child.end.get("coverage"):
             merge_coverage(self.workshop.output.coverage)
         session = self.item.session
@@ -272,10 +278,32 @@ class Contained:
         container, self.container = self.container, None
         try:
             if container is not None:
-                container.destroy(owner=self.item.nodeid)
+                outcome = container.destroy(owner=self.item.nodeid)
+                for trouble in self._tell_finished(outcome):
+                    with contextlib.suppress(ContainedWarning):  # -W error, and something else went wrong already
+                        self.item.warn(ContainedWarning(trouble))
         finally:
             if self._child is not None:
                 self._child.close()
+
+    # our hooks
+
+    def _tell_started(self, container: Container) -> None:
+        self._shown = shown = OfTest(container)
+        trouble = tell(self.item.ihook, "pytest_container_started", container=shown, item=self.item)
+        if trouble is not None:
+            self._judge.troubles.append(trouble)
+
+    def _tell_finished(self, outcome: Outcome) -> list[str]:
+        """What the hooks raised."""
+        shown, self._shown = self._shown, None
+        if shown is None:
+            return []
+        relay, item = self.item.ihook, self.item
+        told = [tell(relay, "pytest_container_finished", container=shown, item=item, outcome=outcome)]
+        if outcome.leaks and self.spec.leaks != "ignore":
+            told.append(tell(relay, "pytest_process_leak", item=item, leaks=outcome.leaks))
+        return [trouble for trouble in told if trouble is not None]
 
 
 def _flush(config: pytest.Config) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import select
 import signal
@@ -32,6 +31,7 @@ from ._outcome import Leak, Outcome
 from ._process import pidfd_open, send_signal
 from ._reaper import no_fork
 from ._started import as_told
+from ._trace import trace
 from ._watched import Watched
 from .exceptions import ContainerError
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from ._backends import Backend, Tree
     from ._host import Host
     from ._spec import Spec
-
-log = logging.getLogger("pytest_cgroup")
 
 #: how long a process that is on its way out may take before it counts as left behind, in seconds
 SETTLE_SECONDS = 0.1
@@ -99,7 +97,7 @@ class Container:
             ContainerError: the kernel refused something; nothing is left behind.
         """
         self._tree = self.backend.create(self.spec, self.name, nests=self._nests)
-        log.debug("container %s: %s", self.name, self._tree.limits)
+        trace("container %s: made by %s, limits in force: %s", self.name, self.backend.name, dict(self._tree.limits))
 
     @property
     def tree(self) -> Tree:
@@ -273,7 +271,7 @@ class Container:
             self._kill_for(cause)
 
     def _kill_for(self, cause: str) -> None:
-        log.debug("container %s: %s", self.name, cause)
+        trace("container %s: killed: %s", self.name, cause)
         self._cause = cause
         if cause in ("timeout", "cpu-time"):
             self.before_kill()
@@ -393,6 +391,7 @@ class Container:
                 tree.remove()
             except ContainerError as error:
                 self._notes.append(str(error))
+        trace("container %s: ended: %s", self.name, ended)
         self._outcome = Outcome(
             ended=ended,  # type: ignore[arg-type]
             exit_code=code,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from . import _seam
+from ._hooks import tell
 from ._spec import NEEDING
 from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
 
@@ -63,7 +64,7 @@ class Factory:
         """End them all, the last one first."""
         __tracebackhide__ = True
         made, self._made = self._made, []
-        end(made[::-1])
+        self._containers.end(made[::-1])
 
 
 class FactoryFor:
@@ -142,6 +143,7 @@ class Containers:
         #: those that live, and were made in this process
         self._living: weakref.WeakSet[Container] = weakref.WeakSet()
         self._pid = os.getpid()
+        self._troubles: dict[Container, list[str]] = {}
 
     @property
     def in_child(self) -> bool:
@@ -179,8 +181,7 @@ class Containers:
         try:
             if not self.in_child:
                 self._lend()
-            container = Container(name=name, backend=backend or self._settings.backend, **asked)
-            container.start()
+            container = Container(name=name, backend=backend or self._settings.backend, **asked).start()
         except SpecError as error:
             raise error.with_traceback(None) from None  # the line that is wrong is its user's
         except NotOffered as why:
@@ -195,6 +196,7 @@ class Containers:
         if self._pid != os.getpid():  # in the forked child of a contained test the others are the parent's
             self._pid, self._living = os.getpid(), weakref.WeakSet()
         self._living.add(container)
+        self._troubles[container] = self._tell("pytest_container_started", container)
         return container
 
     def show_daemons(self, report: pytest.TestReport) -> None:
@@ -228,22 +230,27 @@ class Containers:
         """In the child: nobody else will end them."""
         __tracebackhide__ = True
         strays, self.strays = self.strays, []
-        end(strays[::-1])
+        self.end(strays[::-1])
+
+    def end(self, containers: list[Container]) -> None:
+        """End *containers*. What was left in one is no failure, unless that was asked of it; what a hook raises is."""
+        __tracebackhide__ = True
+        failed = []
+        for container in containers:
+            try:
+                container.finish()
+            except ContainerError as error:
+                failed.append(str(error))
+            failed += self._troubles.pop(container, ())
+            failed += self._tell("pytest_container_finished", container, outcome=container.outcome)
+        if failed:
+            pytest.fail("\n".join(failed), pytrace=False)
+
+    def _tell(self, hook: str, container: Container, **arguments: object) -> list[str]:
+        trouble = tell(self._config.hook, hook, container=container, item=None, **arguments)
+        return [] if trouble is None else [trouble]
 
 
 def _bare(why: NotOffered) -> str:
     """What can't be honoured, reason and remedy, without the words that `Container` says it with."""
     return str(why).removeprefix("contained: this host can't honour ")
-
-
-def end(containers: list[Container]) -> None:
-    """End *containers*. What was left in one is no failure, unless that was asked of it."""
-    __tracebackhide__ = True
-    failed = []
-    for container in containers:
-        try:
-            container.finish()
-        except ContainerError as error:
-            failed.append(str(error))
-    if failed:
-        pytest.fail("\n".join(failed), pytrace=False)

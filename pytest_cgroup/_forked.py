@@ -14,6 +14,7 @@ import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _entry, _syscalls
+from ._kernel_files import join
 from ._launcher import take_on
 from ._process import descendants, fork, send_signal, signal_members
 from ._reaper import NOT_ENTERED, become_reaper, no_fork, tell
@@ -147,7 +148,7 @@ def _entered(forked: Forked, status: int) -> Forked:
 
 def _enter(doors: Sequence[int], entry: dict[str, Any]) -> None:
     for fd in doors:
-        os.write(fd, b"0")
+        join(fd)
     _entry.inside = bool(doors)
     take_on(entry)
 
@@ -164,8 +165,10 @@ def _follow(pid: int) -> None:
                 if os.stat(f"/proc/{pid}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
                     fds[flag] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
                     stack.callback(os.close, fds[flag])
+        outside = _join_outer_network(fds)
         for flag, fd in fds.items():
-            _syscalls.setns(fd, flag)
+            if flag != outside:
+                _syscalls.setns(fd, flag)
         if _syscalls.CLONE_NEWNS in fds:
             os.chdir(root)
             os.chroot(".")
@@ -173,3 +176,14 @@ def _follow(pid: int) -> None:
                 os.chdir(here)
     if _syscalls.CLONE_NEWUSER in fds and os.getuid() != 0:
         _syscalls.clear_capabilities()
+
+
+def _join_outer_network(fds: dict[int, int]) -> int | None:
+    """A network that containers share is not of one's own user namespace: it is to be joined before that."""
+    if (net := fds.get(_syscalls.CLONE_NEWNET)) is None:
+        return None
+    try:
+        _syscalls.setns(net, _syscalls.CLONE_NEWNET)
+    except PermissionError:  # it is, and the right to it comes with that
+        return None
+    return _syscalls.CLONE_NEWNET

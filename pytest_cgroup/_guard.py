@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import select
 import signal
@@ -39,6 +38,8 @@ from . import _guard_process
 from ._ownership import Owner, this_process
 from ._process import ProcessId, fork, pidfd_open
 from ._recover import sweep, sweep_processes
+from ._trace import SWITCH as DEBUG
+from ._trace import trace, warn
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
     from ._cgroup import Cgroup
     from ._host import Host
-
-log = logging.getLogger("pytest_cgroup")
 
 #: set by the tests of what happens without a guard
 SWITCH = "PYTEST_CGROUP_NO_GUARD"
@@ -87,7 +86,7 @@ def watch_over(
             else:
                 sweep(session)
         except (OSError, CgroupError) as error:  # whatever is left, it is not this run's
-            log.warning("can't look for what dead runs left behind: %s", error)
+            warn("can't look for what dead runs left behind: %s", error)
     if host.guard is not None or os.environ.get(SWITCH):
         return None
     try:
@@ -180,6 +179,7 @@ class Guard:
         if not said.isdigit():
             raise OSError(said or "the process that was to start it was killed")
         self._pidfd = os.pidfd_open(int(said))
+        trace("guard: pid %s watches pid %d", said, self._owner)
         return int(said)
 
     def announce(self, pid: int | None = None) -> None:
@@ -203,6 +203,7 @@ class Guard:
             return
         with contextlib.suppress(OSError):
             os.write(self._pipe, _guard_process.DONE + b"\n")
+            trace("guard: nothing is left to do for pid %d", self.pid)
             select.select([self._pidfd], [], [], 1.0)
         self._close()
 
@@ -227,8 +228,8 @@ def _start(fds: list[int], argv: list[str], told: int) -> NoReturn:
         os.set_inheritable(told, False)
         os.closerange(len(fds), told)
         os.closerange(told + 1, os.sysconf("SC_OPEN_MAX"))
-        libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        pid = os.posix_spawn(argv[0], argv, {"LC_ALL": "C.UTF-8", **libraries})  # no second copy of the page tables
+        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", DEBUG) if name in os.environ}
+        pid = os.posix_spawn(argv[0], argv, {"LC_ALL": "C.UTF-8", **kept})  # no second copy of the page tables
         os.write(told, b"%d" % pid)
     except OSError as error:
         os.write(told, str(error).encode(errors="replace")[:900])

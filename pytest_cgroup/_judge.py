@@ -34,6 +34,8 @@ class Judge:
         self.crashed_in: str | None = None
         #: what should be known of what it left, and is not
         self.untold: str | None = None
+        #: what hooks raised
+        self.troubles: list[str] = []
         #: how it ended, once it has
         self.outcome: Outcome | None = None
 
@@ -45,7 +47,10 @@ class Judge:
             so_far: the numbers of a container that has not been destroyed yet.
         """
         if own.when == "teardown":
-            return self._teardown_report(own)
+            torn_down = self._teardown_report(own)
+            for trouble in self.troubles:
+                _verdict.add_failure(torn_down, trouble)
+            return torn_down
         report = self.reports.get(own.when)
         if report is None:
             report = self._crash_report(own)
@@ -139,11 +144,7 @@ class Judge:
 
     def _report_untold(self, report: pytest.TestReport, untold: str) -> None:
         """A test of which nobody can say what it left has not passed."""
-        text = f"contained: {untold}"
-        if report.failed:
-            report.longrepr = f"{report.longreprtext}\n\n{text}"
-        else:
-            _verdict.fail(report, text, xfail_reason=None)
+        _verdict.add_failure(report, f"contained: {untold}")
 
     def _report_leaks(self, report: pytest.TestReport, outcome: Outcome) -> None:
         """A leak is added to the test's own failure and never replaces it."""
@@ -155,10 +156,7 @@ class Judge:
             except ContainedWarning:  # -W error
                 policy = "fail"
         if policy == "fail":
-            if report.failed:
-                report.longrepr = f"{report.longreprtext}\n\n{text}"
-            else:
-                _verdict.fail(report, text, xfail_reason=_seam.expected_failure(self.item))
+            _verdict.add_failure(report, text, xfail_reason=_seam.expected_failure(self.item))
             report.sections.append(("contained", _report.section(outcome)))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from ._trace import listens, target, trace
+
 
 def read_file(path: str) -> str:
     """The whole text of a kernel file (a pseudo file has no size to trust)."""
@@ -20,11 +22,31 @@ def read_file(path: str) -> str:
 
 def write_file(path: str, value: str, dir_fd: int | None = None) -> None:
     """One unbuffered write: buffered I/O would report a refusal at close, or never, and an id map goes whole or not."""
+    trace("write %s: %s", path, value)
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def mkdir(path: str, mode: int) -> None:
+    """Make a cgroup."""
+    os.mkdir(path, mode)
+    trace("mkdir %s", path)
+
+
+def rmdir(path: str) -> None:
+    """Remove a cgroup."""
+    os.rmdir(path)
+    trace("rmdir %s", path)
+
+
+def join(procs: int) -> None:
+    """Step into the cgroup whose cgroup.procs, or ``tasks``, is open as *procs*."""
+    os.write(procs, b"0")
+    if listens():
+        trace("join %s: pid %d", target(procs), os.getpid())
 
 
 def words(path: str) -> list[str]:

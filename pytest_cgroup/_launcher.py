@@ -38,6 +38,8 @@ import sys
 from typing import Any, NoReturn
 
 from . import _syscalls
+from ._kernel_files import join
+from ._trace import trace
 
 if sys.platform == "linux":  # the package imports elsewhere, too
     import fcntl
@@ -159,10 +161,18 @@ def _answer(
         if (pid := _syscalls.clone_sibling()) == 0:
             sock.close()
             _be_a_containers(message, socket.socket(fileno=fds[0]))
+        trace("fork: a launcher for namespaces %s: pid %d", message["namespaces"], pid)
+        return {"pid": pid}
+    if "forward" in message:
+        if (pid := _syscalls.clone_sibling()) == 0:
+            sock.close()
+            _forward(message, fds)
+        trace("fork: a forwarder of ports %s: pid %d", message["forward"], pid)
         return {"pid": pid}
     pid = os.fork() if told is not None else _syscalls.clone_sibling()
     if pid == 0:
         _become(message, fds, own=told is not None)
+    trace("fork: %s: pid %d", message["argv"], pid)
     if told is not None:
         told[pid] = os.dup(fds[message["targets"].index(TOLD)])
     return {"pid": pid}
@@ -172,6 +182,16 @@ def _import_what_is_needed(message: dict[str, Any]) -> None:
     """Here, once, and not in every process that is forked, which may see other files."""
     if "namespaces" in message or message.get("entry"):
         from . import _identity, _namespaces, _process  # noqa: F401
+    if "forward" in message:
+        from . import _forwarder  # noqa: F401
+
+
+def _forward(message: dict[str, Any], fds: list[int]) -> NoReturn:
+    """In the new forwarder."""
+    from ._forwarder import run
+
+    owner, *listeners = (socket.socket(fileno=fd) for fd in fds)
+    run(owner, list(zip(listeners, message["forward"], strict=True)), message["network_of"])
 
 
 def _ended_children() -> int:
@@ -226,9 +246,10 @@ def _be_a_containers(message: dict[str, Any], sock: socket.socket) -> NoReturn:
 
 def _enter(message: dict[str, Any]) -> int | None:
     """Step into all the namespaces that are asked for; the pid of the init, where there is one."""
-    from ._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
+    from ._namespaces import Namespaces, enter_user_namespace, join_network, set_up, unshare_pid
 
-    if message["user_ns"]:
+    shares_user_ns = message["network_of"] is not None and join_network(message["network_of"])
+    if message["user_ns"] and not shares_user_ns:
         enter_user_namespace(uid=os.getuid(), gid=os.getgid())
     namespaces = Namespaces(**message["namespaces"])
     if not namespaces.pid:
@@ -289,7 +310,7 @@ def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
         doors = [fd for target, fd in moved if target == DOOR]
         try:
             for fd in doors:
-                os.write(fd, b"0")
+                join(fd)
             for limit, pair in message["rlimits"].items():  # ours as they are now
                 if resource.getrlimit(limit) != pair:
                     resource.setrlimit(limit, pair)

@@ -15,6 +15,7 @@ import pytest
 
 from . import _seam, _verdict
 from ._config import shared_key, spec_key
+from ._hooks import tell
 from ._owners import Owner
 from .exceptions import ContainedWarning
 
@@ -194,11 +195,17 @@ class LeakWatch:
         if call.when != "teardown" or not self._book.here:
             return report
         found, self._found = self._found, []
+        troubles: list[str | None] = []
+        if found and self._policy_of(item) not in ("ignore", None):
+            troubles.append(tell(item.ihook, "pytest_process_leak", item=item, leaks=tuple(found)))
         if found and self._policy_of(item) != "ignore":
             self._blame(report, item, found)
         for owner, leaks in [pair for pair in self._of_fixtures if pair[0].last is item]:
             self._of_fixtures.remove((owner, leaks))
+            troubles.append(tell(item.ihook, "pytest_process_leak", item=item, leaks=tuple(leaks)))
             _add(report, f"{owner.title} {_verdict.leak_text(leaks)}", leaks, xfail_reason=None)
+        for trouble in filter(None, troubles):
+            _verdict.add_failure(report, trouble)
         return report
 
     def _blame(self, report: pytest.TestReport, item: pytest.Item, leaks: list[Leak]) -> None:
@@ -228,6 +235,8 @@ class LeakWatch:
         for owner, leaks in told:
             if (item := owner.last or self._item) is not None:
                 text = f"{owner.title} {_verdict.leak_text(leaks)}"
+                trouble = tell(item.ihook, "pytest_process_leak", item=item, leaks=tuple(leaks))
+                text = text if trouble is None else f"{text}\n\n{trouble}"
                 self._report.blame(item.nodeid, item.location, text, leaks)
 
     # the end
@@ -255,8 +264,5 @@ class LeakWatch:
 
 def _add(report: pytest.TestReport, text: str, leaks: list[Leak], *, xfail_reason: str | None) -> None:
     """A leak is added to the test's own failure and never replaces it."""
-    if report.failed:
-        report.longrepr = f"{report.longreprtext}\n\n{text}"
-    else:
-        _verdict.fail(report, text, xfail_reason=xfail_reason)
+    _verdict.add_failure(report, text, xfail_reason=xfail_reason)
     report.user_properties.append(_verdict.leaks_as_property(leaks))

@@ -21,13 +21,15 @@ from ._asked import known_backend, parse, parse_output_limit
 from ._call import call
 from ._commands import Commands
 from ._life import Life
+from ._ports import Network, parse_ports
 from ._run import Completed
+from ._station import living
 from ._visit import Visit
 from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     import execnet
@@ -56,6 +58,9 @@ class Container:
     Args:
         backend: "auto" for the best that works here, "cgroup", or "process" (see the backends' page).
         name: becomes part of a directory's name, and of messages.
+        ports: TCP ports to be published at 127.0.0.1, ``{8080: 0}``: the one inside, and the one outside, 0 for any
+            that is free. It takes a network of its own, and brings ``net_ns``; see `ports`.
+        network: the private network that it shares with others, instead of one of its own.
         spec: what is asked of it, as the arguments of the marker ``contained``: ``memory="64M", pid_ns=True``.
 
     Raises:
@@ -68,7 +73,16 @@ class Container:
     it, and no more comes of it, but for ``leaks="warn"``, a `ContainedWarning`, and ``leaks="fail"``, an error.
     """
 
-    def __init__(self, *, backend: str = "auto", name: str = "container", **spec: Any) -> None:
+    def __init__(
+        self,
+        *,
+        backend: str = "auto",
+        name: str = "container",
+        ports: Mapping[int, int] | None = None,
+        network: Network | None = None,
+        **spec: Any,
+    ) -> None:
+        self._ports, self._network = parse_ports(ports, spec, network), network
         self._spec = parse(spec)
         self.name = name
         self._asked = spec
@@ -147,7 +161,10 @@ class Container:
         """
         if self._life is not None:
             raise ContainerError(f"container {self.name} was started already", operation="start")
-        life = self._life = Life(self.name, self._spec, self._asked, self._backend_name)
+        life = self._life = Life(
+            self.name, self._spec, self._asked, self._backend_name, ports=self._ports, network=self._network
+        )
+        life.face = self
         self._commands = Commands(life.start_process, life.pids, life.alive)
         return self
 
@@ -294,6 +311,10 @@ class Container:
                 found.append(psutil.Process(pid))
         return found
 
+    def __contains__(self, pid: object) -> bool:
+        """Whether the process of this pid lives in it."""
+        return self._life is not None and pid in self._life.pids()
+
     @property
     def populated(self) -> bool:
         """Whether anything lives in it."""
@@ -347,6 +368,14 @@ class Container:
             ContainerError: the kernel refused it (EBUSY: more is in use than shall be allowed).
         """
         self._live("update").change(limits)
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """By each port inside that is published, the one at 127.0.0.1 that leads there: ``container.ports[8080]``.
+
+        A connection to it is accepted at once, and reset if nobody listens inside, at 127.0.0.1 or ::1.
+        """
+        return getattr(self._life, "ports", {})
 
     @property
     def limits(self) -> dict[str, str]:
@@ -418,3 +447,9 @@ class Container:
         life = self._ever(operation)
         life.check(operation)
         return life
+
+
+def containers() -> list[Container]:
+    """The containers of this process that live, the oldest first; not those of contained tests themselves."""
+    faces = (getattr(life, "face", None) for life in living())
+    return [face for face in faces if isinstance(face, Container) and face.outcome is None]

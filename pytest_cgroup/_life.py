@@ -21,6 +21,7 @@ from ._events import Events
 from ._outcome import Leak, Outcome, Usage
 from ._process import describe
 from ._spawn import Spawner
+from ._trace import trace
 from ._visit import adopt
 from .exceptions import ContainerError, ContainerTimeout, NotOffered
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from ._backends import Backend, Tree
     from ._forked import Forked
-    from ._popen import Popen
+    from ._popen import Launcher, Popen
+    from ._ports import Network, Published
     from ._spec import Spec
     from .exceptions import DaemonError
 
@@ -61,13 +63,24 @@ class Life:
         spec: what is asked of it.
         asked: the same as it was written.
         backend: "auto", or the name of one.
+        ports: those to be published, the inside ones by the outside ones.
+        network: the one that it shares with others.
 
     Raises:
         NotOffered: this host can't honour what was asked; the reason and the remedy are named.
         ContainerError: the kernel refused something; nothing is left behind.
     """
 
-    def __init__(self, name: str, spec: Spec, asked: dict[str, Any], backend: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: Spec,
+        asked: dict[str, Any],
+        backend: str,
+        *,
+        ports: dict[int, int] | None = None,
+        network: Network | None = None,
+    ) -> None:
         self.name = name
         self.spec = spec
         self.outcome: Outcome | None = None
@@ -82,20 +95,33 @@ class Life:
         #: pids that end with it by design, and are nobody's leaks
         self.not_left: set[int] = set()
         self.daemons: Supervised | None = None
+        #: its public face
+        self.face: object = None
         #: called when nothing lives in it any more
         self.after_end: list[Callable[[], object]] = []
         station = _station.station()
         host, self._backend = station.backend(backend)
         _refuse_what_is_missing(self._backend, spec)
+        network_of = None if network is None else network.pid
+        self._published: Published | None = None
         self.tree: Tree = self._backend.create(spec, station.next_name(safe_name(name)))
         try:
-            own = self._backend.needs_reaper
+            launcher = station.launcher()
             self._spawner = Spawner(
-                station.launcher(), spec=spec, host=host, tree=self.tree, own=own, announce=host.announce
+                launcher,
+                spec=spec,
+                host=host,
+                tree=self.tree,
+                own=self._backend.needs_reaper,
+                announce=host.announce,
+                network_of=network_of,
             )
+            if ports:
+                self._publish(launcher, ports, host.announce)
         except BaseException:
             self.tree.remove()
             raise
+        trace("container %s: made by %s, limits in force: %s", name, self._backend.name, dict(self.tree.limits))
         self._started_at = time.monotonic()
         self._over = threading.Event()
         self.events = Events(getattr(self.tree, "cgroup", None), lambda: self.outcome)
@@ -105,6 +131,20 @@ class Life:
             self._watcher.start()
         self._station = station
         station.begins(self)
+
+    def _publish(self, launcher: Launcher, ports: dict[int, int], announce: Callable[[int], None]) -> None:
+        from ._ports import Published
+
+        try:
+            self._published = Published(launcher, ports, self._spawner.launcher.pid, announce)
+        except BaseException:
+            self._spawner.close()
+            raise
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """By each port inside that is published, the one outside."""
+        return {} if self._published is None else dict(self._published.ports)
 
     def check(self, operation: str) -> None:
         """It lives, and is ours.
@@ -177,11 +217,14 @@ class Life:
 
     def helpers(self) -> set[int]:
         """Who lives in it, and who stands above them."""
-        return {self._spawner.launcher.pid, *self.pids()}
+        above = {self._spawner.launcher.pid} | ({self._published.pid} if self._published is not None else set())
+        return above.union(self.pids())
 
     def forget(self) -> None:
         """In a forked child: a launcher ends when nobody holds its socket any more, and that shall be our parent."""
         self._spawner.launcher.forget()
+        if self._published is not None:
+            self._published.forget()
 
     # living with it
 
@@ -284,6 +327,7 @@ class Life:
     def _kill_for(self, cause: str) -> None:
         """In the watcher's thread: everything ends, for *cause*, and nothing begins any more."""
         self.cause = cause
+        trace("container %s: killed: %s", self.name, cause)
         self.tree.kill(KILL_SECONDS)
         with self._starting:  # who was on the way in has arrived
             self.tree.kill(KILL_SECONDS)
@@ -309,6 +353,7 @@ class Life:
                 self.outcome = self._conclude(leaks, notes)
                 self.events.stopped()
                 self._over.set()
+                trace("container %s: ended: %s", self.name, self.outcome.describe())
                 self._station.is_over(self)
             return self.outcome
 
@@ -340,6 +385,8 @@ class Life:
         if self.cause == "oom":  # we may have been faster than the kernel's killer, and done its work
             usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))
         limits = self.limits()
+        if self._published is not None and (note := self._published.close()) is not None:
+            notes.append(note)
         self._spawner.close()
         try:
             self.tree.remove()

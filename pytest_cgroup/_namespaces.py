@@ -42,6 +42,7 @@ __all__ = [
     "drop_privileges",
     "enter_user_namespace",
     "follow",
+    "join_network",
     "look_up",
     "rejoin_pid",
     "set_up",
@@ -260,6 +261,26 @@ def follow(pid: int, ns: Namespaces) -> None:
         if flags & sc.CLONE_NEWNS:
             os.chdir(root)
             os.chroot(".")  # setns took us to the root of the mounts, which is not ours in a chroot
+
+
+def join_network(pid: int) -> bool:
+    """Step into the network namespace of *pid*, through its user namespace where that is another; whether it is.
+
+    For a process with one thread. The user namespace gives the right to the other, and is kept.
+
+    Raises:
+        ContainerError: the kernel refused it, or the process is gone.
+    """
+    with ExitStack() as stack, step("can't join the network of a container", "setns", f"/proc/{pid}/ns/net"):
+        kinds = {"user": sc.CLONE_NEWUSER, "net": sc.CLONE_NEWNET}
+        fds = {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY) for name in kinds}
+        for fd in fds.values():
+            stack.callback(os.close, fd)
+        foreign = os.fstat(fds["user"]).st_ino != os.stat("/proc/self/ns/user").st_ino
+        for name, flag in kinds.items():
+            if name == "net" or foreign:
+                sc.setns(fds[name], flag)
+        return foreign
 
 
 # --- mounts ---

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from . import _lacking
 from ._cgroup import PREFIX, Cgroup, remove_quietly
 from ._cgroup_v1 import adopt_cpuset
-from ._kernel_files import move_all, read_file, words, write_file
+from ._kernel_files import mkdir, move_all, read_file, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
 from ._ownership import LEAF as LEAF
@@ -251,7 +251,7 @@ class Placement:
 
     def _try_make(self, path: str, what: str) -> str | None:
         try:
-            os.mkdir(path, 0o755)
+            mkdir(path, 0o755)
         except OSError as error:
             trouble = refused("cannot make a cgroup", error, path=path, operation="mkdir")
             self.missing[what] = self.missing["cgroup"] = _lacking.from_refusal(trouble, _lacking.HOW)
@@ -342,7 +342,7 @@ class Placement:
     def _step_aside(self, base: str, session: str) -> None:
         leaf = f"{session}/{LEAF}"
         with contextlib.suppress(OSError):  # then pytest is what is in the way, and that is said
-            os.mkdir(leaf, 0o755)
+            mkdir(leaf, 0o755)
             write_file(f"{leaf}/cgroup.procs", "0")
             self._moved_from, self._leaf = base, leaf
 

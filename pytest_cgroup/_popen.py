@@ -19,6 +19,7 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any
 
+from . import _trace
 from ._launcher import CWD, DOOR, ERRORS, NOT_ENTERED, TOLD, receive, send
 from .exceptions import ContainerError
 
@@ -68,7 +69,12 @@ class Launcher:
             argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(theirs.fileno()), os.path.dirname(__file__)]
             try:
                 process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/"
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=_trace.stderr,
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
                 )
             except OSError as error:
                 ours.close()
@@ -108,8 +114,12 @@ class Launcher:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         return answer
 
-    def branch(self, namespaces: dict[str, Any], *, user_ns: bool, own: bool) -> tuple[Launcher, int | None]:
+    def branch(
+        self, namespaces: dict[str, Any], *, user_ns: bool, own: bool, network_of: int | None = None
+    ) -> tuple[Launcher, int | None]:
         """A launcher for one container, in *namespaces*, and its init's pid; *own*: see `_launcher`.
+
+        *network_of* is a process whose network it joins.
 
         Raises:
             ContainerError: it could not enter one.
@@ -117,7 +127,8 @@ class Launcher:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                pid = self.ask({"namespaces": namespaces, "user_ns": user_ns, "own": own}, [theirs.fileno()])["pid"]
+                asked = {"namespaces": namespaces, "user_ns": user_ns, "own": own, "network_of": network_of}
+                pid = self.ask(asked, [theirs.fileno()])["pid"]
             except BaseException:
                 ours.close()
                 raise

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._outcome import Leak
+from ._trace import trace
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ def signal_members(members: Callable[[], list[int]], number: int = SIGKILL) -> N
                 if pid in still:
                     with contextlib.suppress(PermissionError):
                         send_signal(fd, number)
+                    trace("signal %d: pid %d", number, pid)
         done.update(batch)
 
 
@@ -373,7 +375,9 @@ def fork() -> int:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+        if pid := os.fork():
+            trace("fork: pid %d", pid)
+        return pid
 
 
 def set_rlimits(limits: Mapping[str, tuple[int | str, int | str]]) -> None:

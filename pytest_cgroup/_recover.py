@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._cgroup import PREFIX, Cgroup
-from ._kernel_files import move_all, read_file, words, write_file
+from ._kernel_files import move_all, read_file, rmdir, words, write_file
 from ._kernel_text import cgroup_mounts, membership, own_directory
 from ._ownership import LEAF, SHARED, UNSIGNED, Signature, is_session, owner_in_place, owner_of, signature
 from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
@@ -161,8 +161,8 @@ def _end_directory(tree: Cgroup, enabled: tuple[str, ...], cleaned: Cleaned) -> 
     while True:
         try:
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir(f"{path}/{LEAF}")
-            os.rmdir(path)
+                rmdir(f"{path}/{LEAF}")
+            rmdir(path)
             cleaned.removed.append(path)
             return
         except FileNotFoundError:

@@ -267,7 +267,15 @@ class Session:
                 self._host.close()
                 raise
             _backends.of_this_run = _backends.Run(self._owner, self._host, self._backend, settings.backend)
+            self._tell_backend(self._host, self._backend)
         return self._host, self._backend
+
+    def _tell_backend(self, host: Host, backend: Backend) -> None:
+        from . import _hooks
+
+        trouble = _hooks.tell(self.config.hook, "pytest_cgroup_backend", name=backend.name, host=host)
+        if trouble is not None:
+            self.config.issue_config_time_warning(ContainedWarning(trouble), stacklevel=2)
 
     def _say(self) -> str | None:
         if self._said:

@@ -35,13 +35,22 @@ class Spawner:
         first: this process's launcher; where the container has namespaces, or a tree to be held, it makes another one.
         own: the launcher has to stand above the tree.
         announce: tells of who stands above a tree: of the process with a pid, or of this one.
+        network_of: a process whose network the container joins.
 
     Raises:
         ContainerError: a namespace could not be entered.
     """
 
     def __init__(
-        self, first: Launcher, *, spec: Spec, host: Host, tree: Tree, own: bool, announce: Callable[..., None]
+        self,
+        first: Launcher,
+        *,
+        spec: Spec,
+        host: Host,
+        tree: Tree,
+        own: bool,
+        announce: Callable[..., None],
+        network_of: int | None = None,
     ) -> None:
         self._tree = tree
         self._own = own
@@ -55,10 +64,12 @@ class Spawner:
         namespaces = dataclasses.replace(Namespaces.from_spec(spec, keep=_kept()), cgroup=False)
         user_ns = spec.user_ns or host.needs_user_namespace(namespaces_asked(spec))
         self.launcher = first
-        self._in_namespaces = namespaces.any or user_ns
+        self._in_namespaces = namespaces.any or user_ns or network_of is not None
         self._branched = own or self._in_namespaces
         if self._branched:
-            self.launcher, init = first.branch(dataclasses.asdict(namespaces), user_ns=user_ns, own=own)
+            self.launcher, init = first.branch(
+                dataclasses.asdict(namespaces), user_ns=user_ns, own=own, network_of=network_of
+            )
             tree.held_by(self.launcher.pid, frozenset(() if init is None else (init,)))
             if own:
                 announce(self.launcher.pid)

@@ -154,6 +154,11 @@ def station() -> Station:
     return _station
 
 
+def living() -> list[Living]:
+    """What lives of this process, the oldest first."""
+    return [] if _station is None else list(_station._living)
+
+
 def close() -> None:
     """Give back what containers took of the host, before this process ends."""
     if _station is not None:

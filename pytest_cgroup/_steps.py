@@ -7,6 +7,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ._trace import trace
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def step(
     value: object = None,
 ) -> Iterator[None]:
     """Turn the OSError of a step into a ContainerError that says which step it was and what can be done."""
+    trace("%s %s %s", operation, path or "", "" if value is None else value)
     try:
         yield
     except OSError as error:

@@ -32,6 +32,14 @@ def fail(report: pytest.TestReport, text: str, *, xfail_reason: str | None) -> N
         report.wasxfail = xfail_reason
 
 
+def add_failure(report: pytest.TestReport, text: str, *, xfail_reason: str | None = None) -> None:
+    """Make *report* a failure that says *text*, too: it never replaces the test's own."""
+    if report.failed:
+        report.longrepr = f"{report.longreprtext}\n\n{text}"
+    else:
+        fail(report, text, xfail_reason=xfail_reason)
+
+
 def crash_text(outcome: Outcome, *, expect: str | None, leaks: bool) -> str:
     """The failure of a test whose process ended without a report of its own."""
     first = _how(outcome) if expect is None else f"{_how(outcome)}, but was expected to end by {expect}"

@@ -12,6 +12,7 @@ module is all there is.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,9 +26,17 @@ if TYPE_CHECKING:
 session_key: pytest.StashKey[Session] = pytest.StashKey()
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from . import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     from ._config import add_options
 
+    if os.environ.get("PYTEST_CGROUP_DEBUG"):
+        from . import _trace  # noqa: F401  # while stderr is still the one that pytest was started with
     add_options(parser)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import _cgroup_v1 as v1
 from .._host import LIMIT_FILES
+from .._kernel_files import join
 from .._placement import Missing
 from ..exceptions import ContainerError
 from . import missing_identity, missing_namespaces
@@ -149,7 +150,7 @@ class CgroupTree:
 
     def join(self) -> None:
         for fd in self._procs:
-            os.write(fd, b"0")
+            join(fd)
         if self.cgroup.unified:
             first = self._procs.pop(0)
             self._joined = time.monotonic(), first

@@ -337,6 +337,17 @@ def test_waiting_until_it_is_empty(backend: str) -> None:
         assert process.wait(DEADLINE_SECONDS) == 0
 
 
+def test_whether_a_process_is_in_it(backend: str) -> None:
+    container = Container(backend=backend)
+    assert 1 not in container
+    with container, container.popen(SLEEP) as process:
+        assert process.pid in container
+        assert os.getpid() not in container
+        container.kill()
+        assert process.pid not in container
+    assert process.pid not in container
+
+
 def test_freeze_and_thaw(backend: str) -> None:
     """What is frozen says nothing; then it does."""
     with Container(backend=backend) as container:

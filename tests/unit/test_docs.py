@@ -78,3 +78,25 @@ def test_every_test_of_the_fault_table_is_there() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     assert len(names) > 15
     assert [name for name in names if f"def {name}(" not in text] == []
+
+
+def test_every_row_of_the_parity_table_names_tests_that_are_there() -> None:
+    page = (DOCS / "reference" / "parity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([PMGLX][\dL-]+) \| ([^|]+) \| ([^|]+) \| ([^|]*) \|$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == [
+        *(f"P{n}" for n in range(1, 23)),
+        *(f"M{n}" for n in range(1, 22)),
+        *(f"G{n}" for n in range(1, 14) if n != 12),
+        *("L1-L3", "L4", "L5", "L6", "L7", "L8", "L9", "L10-L11", "L12"),
+        *(f"X{n}" for n in range(1, 14)),
+    ]
+    lost = []
+    for name, _, here, shown in rows:
+        tests = re.findall(r"`(\w+/test_\w+\.py)::(test_\w+)`", shown)
+        assert len(tests) == shown.count("`") / 2, f"{name}: tests alone, as `file::test`"
+        assert tests or "**not yet" in here.lower(), f"{name}: no test shows it"
+        for file, test in tests:
+            path = DOCS.parent / "tests" / file
+            if not path.exists() or f"def {test}(" not in path.read_text(encoding="utf-8"):
+                lost.append(f"{name}: {file}::{test}")
+    assert lost == []

@@ -16,19 +16,19 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pytest_cgroup"
 _FLOORS = """
 exceptions _units _values _spec _outcome
 
-_syscalls _wire _process _listening _kernel_files _kernel_text
+_trace _syscalls _wire _process _listening _kernel_files _kernel_text
 _refusal _cgroup_v1 _cgroup _ownership _lacking _systemd _placement
 _steps _identity _namespaces
 _environment _remedies _host _reaper
 
 _origins _exempt
-_recover _guard_process _guard _backends _doctor _clean _entry _left _started _watched _container
-_launcher _popen _watcher _run _station _asked _events _visit _forked _spawn _life
+_recover _guard_process _guard _backends _doctor _clean _top _entry _left _started _watched _container
+_forwarder _launcher _popen _watcher _run _station _ports _asked _events _visit _forked _spawn _life
 _log _supervisor _http_probe ready _instance _policy _upkeep _daemon _daemons
 _call _commands _gateway _async_process _library _foreground
 _shared _held _belongings _owners
 
-hookspecs _seam _coverage _output _config _inside _workshop _verdict _report
+hookspecs _hooks _seam _coverage _output _config _inside _workshop _verdict _report
 _judge _child _contained _frames _runner _fixtures
 _elsewhere _leak_report _leaks _github _xdist _session plugin
 """
