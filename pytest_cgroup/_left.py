@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 from ._outcome import Leak
 from ._process import describe
+from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._backends import Tree
 
 #: as often it is looked, if looking fails
@@ -35,6 +39,21 @@ def left_behind(tree: Tree, owner: str | None) -> tuple[list[Leak], str | None]:
         if leaks or settles(tree, 0.0):
             return leaks, None
     return [], f"what is left behind can't be told: {trouble or 'it is not listed'}"
+
+
+def complain(name: str, leaks: Sequence[Leak], how: str) -> None:
+    """*how*: "warn" whoever leaves the container called *name*, or "fail".
+
+    Raises:
+        ContainerError: it is "fail".
+    """
+    text = f"container {name}: {len(leaks)} left behind, and killed:\n  " + "\n  ".join(
+        leak.describe() for leak in leaks
+    )
+    if how == "warn":
+        warnings.warn(ContainedWarning(text), stacklevel=4)
+    else:
+        raise ContainerError(text, remedy='end them before the container ends, or leave out leaks="fail"')
 
 
 def who(tree: Tree) -> str:

@@ -14,18 +14,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._asked import known_backend, parse, parse_output_limit
 from ._call import call
 from ._commands import Commands
+from ._left import complain
 from ._life import Life
 from ._ports import Network, parse_ports
 from ._run import Completed
 from ._station import living
 from ._visit import Visit
-from .exceptions import ContainedWarning, ContainerError
+from .exceptions import ContainerError
 
 if TYPE_CHECKING:
     import subprocess
@@ -121,14 +121,8 @@ class Container:
     def _finish(self, *, failed: bool) -> Outcome:
         """*failed*: an error is on its way, which one of ours would hide."""
         outcome = self.stop()
-        if outcome.leaks and self._leaks != "ignore":
-            text = f"container {self.name}: {len(outcome.leaks)} left behind, and killed:\n  " + "\n  ".join(
-                leak.describe() for leak in outcome.leaks
-            )
-            if self._leaks == "warn":
-                warnings.warn(ContainedWarning(text), stacklevel=3)
-            elif not failed:
-                raise ContainerError(text, remedy='end them before the container ends, or leave out leaks="fail"')
+        if outcome.leaks and (self._leaks == "warn" or (self._leaks == "fail" and not failed)):
+            complain(self.name, outcome.leaks, self._leaks)
         daemons = None if self._life is None or failed else self._life.daemons
         if daemons is not None and (errors := daemons.untold()):
             for another in errors[1:]:

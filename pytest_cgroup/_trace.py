@@ -30,13 +30,16 @@ def warn(text: str, *values: object) -> None:
 
 
 def listens() -> bool:
-    """Whether anybody is told."""
+    """Whether anybody is told: whoever asked for this logger, and not for all there are, as caplog and --log-level do.
+
+    A test that looks at what is logged finds nothing of ours.
+    """
     global _logger
     if _logger is None:
         if (logging := sys.modules.get("logging")) is None or not hasattr(logging, "getLogger"):
             return False
         _logger = logging.getLogger("pytest_cgroup")
-    return bool(_logger.isEnabledFor(_DEBUG))
+    return 0 < _logger.level <= _DEBUG and bool(_logger.isEnabledFor(_DEBUG))
 
 
 def target(fd: int) -> str:

@@ -35,6 +35,22 @@ def steps(text: str) -> list[str]:
     return re.findall(r"^(?:.*? )?pytest-cgroup\[\d+\] \d+\.\d+ (.*)$", text, re.MULTILINE)
 
 
+def test_what_a_test_logs_is_its_own(pytester: pytest.Pytester) -> None:
+    source = """
+import logging
+@contained
+def test_it(caplog, contained):
+    contained.run(["true"])
+    logging.debug("mine")
+    assert caplog.messages == ["mine"]
+def test_in_place(caplog):
+    subprocess.run(["true"])
+    assert caplog.get_records("setup") == caplog.records == []
+"""
+    result = run(pytester, source, "--log-level=DEBUG", "--process-leaks=fail")
+    assert result.counts == {"passed": 2}, result.text
+
+
 @both
 @pytest.mark.requires("cgroup", "memory", "pids")
 def test_every_step_of_a_contained_test(
