@@ -168,8 +168,12 @@ class Session:
         if unguarded is not None:
             self._warn(unguarded)
         announce = None if host.guard is None else host.guard.announce_fork
+        try:
+            ground = open_ground(host.placement.session if backend.name == "cgroup" else None, announce)
+        except (CgroupError, OSError) as error:
+            raise pytest.UsageError(f"--process-leaks: {error}") from error
         return Book(
-            open_ground(host.placement.session if backend.name == "cgroup" else None, announce),
+            ground,
             root=str(self.config.rootpath),
             settle_seconds=settings.settle_seconds,
             ignore=settings.ignore,
