@@ -33,8 +33,9 @@ _INITIAL_PID_NS = 0xEFFFFFFC
 UNSIGNED = "nothing proves that pytest-cgroup made it"
 #: in place, where there is no cgroup: `str(Owner)`, a dot, and the number of a place of its
 PLACE = "PYTEST_CGROUP_PLACE"
-_NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)(-\d+)?")
-_OWNER = re.compile(r"(\d+)-(\d+)@(\d+)-(\d+)")
+_NUMBER = "[0-9]{1,20}"  # as long as the kernel's: anybody may write a longer one, and Python refuses to read it
+_NAME = re.compile(rf"{PREFIX}({_NUMBER})-({_NUMBER})(-{_NUMBER})?")
+_OWNER = re.compile(rf"({_NUMBER})-({_NUMBER})@({_NUMBER})-({_NUMBER})")
 _ATTRIBUTES = ("user.pytest-cgroup", "trusted.pytest-cgroup")
 
 
@@ -130,7 +131,7 @@ def signature(directory: str) -> Signature | str:
             enabled = tuple(word for word in told["enabled"] if re.fullmatch("[a-z]+", word))
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
         return Signature(Owner(ProcessId(int(name[1]), int(name[2])), (pid_ns, time_ns)), enabled)
     return UNSIGNED

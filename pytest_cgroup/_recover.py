@@ -309,7 +309,7 @@ def below(roots: Iterable[ProcessId], owner: Owner) -> list[int]:
 
     The roots are not in it: while they live, what loses its parent stays theirs.
     """
-    found = [pid for pid in _table() if owner_of(pid) == owner]
+    found = [one for pid in _table() if owner_of(pid) == owner for one in _kin(pid)]
     for root in roots:
         born = descendants(root.pid) if root.alive else []
         if root.alive:  # else its pid may have been another's meanwhile
@@ -322,8 +322,9 @@ def in_place(forks: Iterable[ProcessId], owner: Owner, outlives: Callable[[int],
 
     Those that *outlives* says so of are not in it.
     """
-    found = [pid for pid in _table() if owner_in_place(pid) == owner] + [one.pid for one in forks if one.alive]
-    return [pid for pid in _living(one for pid in found for one in (pid, *descendants(pid))) if not outlives(pid)]
+    found = [one for pid in _table() if owner_in_place(pid) == owner for one in _kin(pid)]
+    found += [pid for one in forks if one.alive for pid in (one.pid, *descendants(one.pid))]
+    return [pid for pid in _living(found) if not outlives(pid)]
 
 
 def end_reapers(roots: Iterable[ProcessId]) -> None:
@@ -338,7 +339,26 @@ def end_reapers(roots: Iterable[ProcessId]) -> None:
 def _orphans() -> list[int]:
     """The processes of dead owners, and what they started: that may have been forked, and not executed."""
     marked = [pid for pid in _table() if (owner := owner_of(pid)) and owner.is_dead]
-    return _living([one for pid in marked for one in (pid, *descendants(pid))])
+    return _living([one for pid in marked for one in _kin(pid)])
+
+
+def _kin(pid: int) -> list[int]:
+    """A process that bears a mark, and of those below it whom it speaks for.
+
+    Anybody can mark a process of his own, and put it above others, as a subreaper is above what sudo(8) started. So a
+    mark speaks for the processes of the same user, and root's for all.
+    """
+    uid = _uid(pid)
+    everybody = uid == os.geteuid() == 0
+    return [pid, *(one for one in descendants(pid) if everybody or _uid(one) == uid)]
+
+
+def _uid(pid: int) -> int | None:
+    """The effective one, None of who is gone; /proc/PID itself is root's where a process may not be looked into."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = read_file(f"/proc/{pid}/status").splitlines()
+        return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
+    return None
 
 
 def _table() -> list[int]:
@@ -352,6 +372,7 @@ def _living(pids: Iterable[int]) -> list[int]:
 
 def _name(pid: int) -> str:
     try:
-        return read_file(f"/proc/{pid}/comm").strip()
+        name = read_file(f"/proc/{pid}/comm").strip()
     except OSError:
         return "?"
+    return name if name.isprintable() else ascii(name)[1:-1]  # it is shown, and anybody gives himself a name

@@ -77,7 +77,7 @@ def _check_report(report: Any, is_own: Callable[[str], bool], taken: Container[s
         _text(title, "report.sections")
         _text(text, "report.sections")
     for pair in _list(data.get("user_properties", []), "report.user_properties"):
-        _text(_row(pair, 2, "report.user_properties")[0], "report.user_properties")
+        _row(pair, 2, "report.user_properties")
     if "wasxfail" in data:
         _text(data["wasxfail"], "report.wasxfail")
     _check_longrepr(data.get("longrepr"), skipped=data["outcome"] == "skipped" and "wasxfail" not in data)
@@ -120,7 +120,7 @@ def _check_junit(junit: Any) -> None:
     """One name that XML does not allow, and nobody can read the whole file."""
     data = _dict(junit, "junit")
     for pair in _list(data.get("properties", []), "junit.properties"):
-        _text(_row(pair, 2, "junit.properties")[0], "junit.properties")
+        _row(pair, 2, "junit.properties")
     for name in _dict(data.get("attributes", {}), "junit.attributes"):
         if not _XML_NAME.fullmatch(name):
             _refuse("junit.attributes", "no name of an attribute in XML")
