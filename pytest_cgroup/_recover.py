@@ -125,10 +125,13 @@ def _may_live(directory: str) -> bool:
     """Whether it is a session whose owner is not known to be dead: a worker's, in the controller's that was killed."""
     if not is_session(os.path.basename(directory)):
         return False
-    with contextlib.suppress(OSError):
+    try:
         found = signature(directory)
-        return isinstance(found, Signature) and not found.owner.is_dead
-    return False
+    except FileNotFoundError:
+        return False
+    except OSError:  # nobody knows
+        return True
+    return isinstance(found, Signature) and not found.owner.is_dead
 
 
 def _end_container(container: Cgroup, cleaned: Cleaned) -> None:
@@ -258,10 +261,14 @@ def _end_the_dead(found: dict[str, list[Cgroup]]) -> Cleaned:
     cleaned = Cleaned()
     for trees in reversed(found.values()):  # inner ones first
         signed, unsigned = _by_signature(trees, cleaned)
-        dead = [(tree, told) for tree, told in signed if told.owner.is_dead]
+        dead = []
         for tree, told in signed:
-            if told.owner.is_dead is None:
-                cleaned.left[tree.path] = "its owner is in another pid or time namespace, and may live"
+            is_dead = told.owner.is_dead
+            if is_dead:
+                dead.append((tree, told))
+            elif is_dead is None:
+                where = "can't be looked at" if told.owner.is_here else "is in another pid or time namespace"
+                cleaned.left[tree.path] = f"its owner {where}, and may live"
         if not signed:
             cleaned.left.update((tree.path, UNSIGNED) for tree in unsigned)
         elif len(dead) == len(signed):
@@ -277,7 +284,10 @@ def _by_signature(trees: list[Cgroup], cleaned: Cleaned) -> tuple[list[tuple[Cgr
     for tree in trees:
         try:
             told = signature(tree.path)
-        except OSError:  # gone meanwhile
+        except FileNotFoundError:  # gone meanwhile
+            continue
+        except OSError as error:
+            cleaned.left[tree.path] = f"whose it is can't be read: {error.strerror}"
             continue
         if isinstance(told, Signature):
             signed.append((tree, told))
