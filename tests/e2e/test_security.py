@@ -160,3 +160,29 @@ def test_it(record_property):
     assert result.record["backend"] != "forged"
     assert result.record["ended"] == "exit"
     assert "forged" not in result.text
+
+
+@backends
+def test_no_name_in_tmp_and_nobody_else_may_read(pytester: pytest.Pytester, backend: str) -> None:
+    """What is kept on disk has no name there to guess, and is 0600 whatever the umask says."""
+    tmp = pytester.path / "tmp"
+    tmp.mkdir()
+    source = f"""
+import gc, stat, tempfile
+@contained
+def test_it():
+    output = next(one for one in gc.get_objects() if type(one).__name__ == "Inside")._output
+    print("x" * 3_000_000)
+    for fd in [*output.files.values(), output.coverage]:
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
+    assert tempfile.gettempdir() == {str(tmp)!r}
+    assert os.listdir({str(tmp)!r}) == []
+
+def test_after():
+    assert os.listdir({str(tmp)!r}) == []
+    with open("control", "w"): pass
+    assert stat.S_IMODE(os.stat("control").st_mode) == 0o666
+"""
+    prefix = ("sh", "-c", 'umask 0; TMPDIR="$0" exec "$@"', str(tmp))
+    result = run(pytester, source, f"--cgroup-backend={backend}", "--process-leaks=fail", prefix=prefix)
+    assert result.counts == {"passed": 2}
