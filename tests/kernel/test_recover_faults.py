@@ -49,7 +49,9 @@ def living(place: Cgroup) -> Iterator[tuple[Cgroup, ProcessId]]:
     session.make()
     for directory in session.directories:
         assert sign(directory)
-    inside = sleeper(session)
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "3600"], {})  # all faults take minutes
+    session.adopt(pid)
+    inside = identity(pid)
     yield session, inside
     end(inside)
     session.remove()
