@@ -19,6 +19,7 @@ import pytest
 from . import _seam
 from ._inside import DOORBELL, DUMP_SIGNAL
 from ._process import switches
+from ._told import check_message
 from ._wire import Decoder
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: how long a test may take to tear down after Ctrl-C, in seconds; a second Ctrl-C ends it at once
 _INTERRUPT_SECONDS = 5.0
+#: what a report's further attributes must not hide
+_TAKEN = frozenset(dir(pytest.TestReport))
 
 
 class Child:
@@ -228,6 +231,7 @@ class Child:
     def _take(self, message: dict[str, Any]) -> None:
         """One message of the child's."""
         config = self.item.config
+        check_message(message, is_own=self._is_own, taken=_TAKEN)
         for warning in message.get("warnings") or ():
             _record_warning(self.item, warning)
         _seam.give_junit(self.item, message.get("junit") or {})
@@ -238,12 +242,15 @@ class Child:
             report = config.hook.pytest_report_from_serializable(config=config, data=message["report"])
             self._judge.positions = {name: max(0, int(message["positions"][name])) for name in ("out", "err")}
             _seam.restore(report, was_text=bool(message["was_text"]))
+            str(report.longreprtext)  # what can't be shown is found here, and not where pytest shows it
             _seam.restore_subtest(report, message["report"])
             _seam.set_failed_subtests(self.item, message["failed_subtests"])
             report.sections = self._output.resolve(report.sections, lazily=self._judge.lazily)
             if replaced := message.get("replaced"):
                 text = "\n".join(["not JSON, so it came home as text:", *map(str, replaced)])
                 report.sections.append(("contained", text))
+            if not isinstance(report, pytest.TestReport):
+                raise ValueError(f"a {type(report).__name__} is no test's report")
             if type(report) is pytest.TestReport and report.when not in self._judge.reports:
                 self._judge.reports[report.when] = report
             elif self._go is None:
@@ -260,6 +267,11 @@ class Child:
             self.end = message
         else:
             self.stop = message
+
+    def _is_own(self, nodeid: str) -> bool:
+        """A plugin may have given its report another name, as it may without us; but not another test's."""
+        item = self.item
+        return nodeid == item.nodeid or all(nodeid != one.nodeid for one in item.session.items)
 
     def _set_debugging(self, debugging: bool) -> None:
         self._debugging = debugging
@@ -286,14 +298,18 @@ class Child:
 
 def _record_warning(item: pytest.Item, data: dict[str, Any]) -> None:
     """A warning raised in the child reaches the summary, as pytest-xdist sends its workers' home."""
-    category = getattr(sys.modules.get(data["module"]), data["category"], None)
+    category = getattr(sys.modules.get(data["module"]), "__dict__", {}).get(data["category"])  # no code of the module's
     if not (isinstance(category, type) and issubclass(category, Warning)):
         category = type(str(data["category"]), (UserWarning,), {})  # of a module that the child alone has imported
     message = UserWarning(data["message"])  # and not of the category: that may have a constructor of its own
     item.ihook.pytest_warning_recorded.call_historic(
         kwargs={
             "warning_message": warnings.WarningMessage(
-                message=message, category=category, filename=data["filename"], lineno=data["lineno"]
+                message=message,
+                category=category,
+                filename=data["filename"],
+                lineno=data["lineno"] or 0,
+                line=data.get("line") or "",  # or it would be read here, of any file that pytest may read
             ),
             "when": "runtest",
             "nodeid": item.nodeid,

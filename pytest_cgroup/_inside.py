@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import linecache
 import os
 import select
 import signal
@@ -168,6 +169,7 @@ class Inside:
                 "message": str(warning.message),
                 "filename": warning.filename,
                 "lineno": warning.lineno,
+                "line": warning.line or linecache.getline(warning.filename, warning.lineno),
             }
             for warning in new
         ]

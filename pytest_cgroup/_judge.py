@@ -133,7 +133,7 @@ class Judge:
         elif report.failed and not has_section(report.sections, "contained"):
             report.sections.append(("contained", _report.section(outcome)))
         if theirs is not None:
-            report.user_properties = theirs.user_properties
+            report.user_properties = [one for one in theirs.user_properties if one[0] != _verdict.PROPERTY]
         report.user_properties.append(_verdict.as_property(outcome, self.spec.leaks))
         return report
 

@@ -15,6 +15,7 @@ The process backend has no directory to sign. There each contained process gets 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -33,8 +34,11 @@ _INITIAL_PID_NS = 0xEFFFFFFC
 UNSIGNED = "nothing proves that pytest-cgroup made it"
 #: in place, where there is no cgroup: `str(Owner)`, a dot, and the number of a place of its
 PLACE = "PYTEST_CGROUP_PLACE"
-_NAME = re.compile(rf"{PREFIX}(\d+)-(\d+)(-\d+)?")
-_OWNER = re.compile(r"(\d+)-(\d+)@(\d+)-(\d+)")
+_NUMBER = "[0-9]{1,20}"  # as long as the kernel's: anybody may write a longer one, and Python refuses to read it
+_NAME = re.compile(rf"{PREFIX}({_NUMBER})-({_NUMBER})(-{_NUMBER})?")
+_OWNER = re.compile(rf"({_NUMBER})-({_NUMBER})@({_NUMBER})-({_NUMBER})")
+#: getxattr(2): there is none of that name, or the kernel keeps none
+_NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP)
 _ATTRIBUTES = ("user.pytest-cgroup", "trusted.pytest-cgroup")
 
 
@@ -55,8 +59,14 @@ class Owner:
         """Whether it has ended, for certain; None where that can't be known from here."""
         own = _own_namespaces()
         if self.namespaces == own:
-            return not self.process.alive
+            lives = self.process.lives
+            return None if lives is None else not lives
         return True if own[0] == _INITIAL_PID_NS and not self._may_be_elsewhere() else None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its numbers are those of this process's namespaces."""
+        return self.namespaces == _own_namespaces()
 
     def _may_be_elsewhere(self) -> bool:
         """Whether a process has that pid in these namespaces, or in some that we may not see."""
@@ -117,6 +127,7 @@ def signature(directory: str) -> Signature | str:
 
     Raises:
         FileNotFoundError: it is gone.
+        OSError: it can't be read for another reason, as for want of memory: it is not taken for unsigned.
     """
     name = _NAME.fullmatch(os.path.basename(directory))
     if name is None:
@@ -128,9 +139,11 @@ def signature(directory: str) -> Signature | str:
             told = json.loads(os.getxattr(directory, attribute))
             pid_ns, time_ns = map(int, told["namespaces"])
             enabled = tuple(word for word in told["enabled"] if re.fullmatch("[a-z]+", word))
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno in _NO_ATTRIBUTE:
+                continue
             raise
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
         return Signature(Owner(ProcessId(int(name[1]), int(name[2])), (pid_ns, time_ns)), enabled)
     return UNSIGNED

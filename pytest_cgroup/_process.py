@@ -59,12 +59,17 @@ class ProcessId:
     @property
     def alive(self) -> bool:
         """Whether this very process still exists and is not a zombie. Who can't be looked at may live."""
+        return self.lives is not False
+
+    @property
+    def lives(self) -> bool | None:
+        """The same; None where it can't be looked at."""
         try:
             fields = _read_stat(self.pid)
         except (FileNotFoundError, ProcessLookupError):
             return False
         except OSError:
-            return True
+            return None
         return int(fields[19]) == self.start_time and fields[0] not in ("Z", "X")
 
 

@@ -125,10 +125,13 @@ def _may_live(directory: str) -> bool:
     """Whether it is a session whose owner is not known to be dead: a worker's, in the controller's that was killed."""
     if not is_session(os.path.basename(directory)):
         return False
-    with contextlib.suppress(OSError):
+    try:
         found = signature(directory)
-        return isinstance(found, Signature) and not found.owner.is_dead
-    return False
+    except FileNotFoundError:
+        return False
+    except OSError:  # nobody knows
+        return True
+    return isinstance(found, Signature) and not found.owner.is_dead
 
 
 def _end_container(container: Cgroup, cleaned: Cleaned) -> None:
@@ -258,10 +261,14 @@ def _end_the_dead(found: dict[str, list[Cgroup]]) -> Cleaned:
     cleaned = Cleaned()
     for trees in reversed(found.values()):  # inner ones first
         signed, unsigned = _by_signature(trees, cleaned)
-        dead = [(tree, told) for tree, told in signed if told.owner.is_dead]
+        dead = []
         for tree, told in signed:
-            if told.owner.is_dead is None:
-                cleaned.left[tree.path] = "its owner is in another pid or time namespace, and may live"
+            is_dead = told.owner.is_dead
+            if is_dead:
+                dead.append((tree, told))
+            elif is_dead is None:
+                where = "can't be looked at" if told.owner.is_here else "is in another pid or time namespace"
+                cleaned.left[tree.path] = f"its owner {where}, and may live"
         if not signed:
             cleaned.left.update((tree.path, UNSIGNED) for tree in unsigned)
         elif len(dead) == len(signed):
@@ -277,7 +284,10 @@ def _by_signature(trees: list[Cgroup], cleaned: Cleaned) -> tuple[list[tuple[Cgr
     for tree in trees:
         try:
             told = signature(tree.path)
-        except OSError:  # gone meanwhile
+        except FileNotFoundError:  # gone meanwhile
+            continue
+        except OSError as error:
+            cleaned.left[tree.path] = f"whose it is can't be read: {error.strerror}"
             continue
         if isinstance(told, Signature):
             signed.append((tree, told))
@@ -309,7 +319,7 @@ def below(roots: Iterable[ProcessId], owner: Owner) -> list[int]:
 
     The roots are not in it: while they live, what loses its parent stays theirs.
     """
-    found = [pid for pid in _table() if owner_of(pid) == owner]
+    found = [one for pid in _table() if owner_of(pid) == owner for one in _kin(pid)]
     for root in roots:
         born = descendants(root.pid) if root.alive else []
         if root.alive:  # else its pid may have been another's meanwhile
@@ -322,8 +332,9 @@ def in_place(forks: Iterable[ProcessId], owner: Owner, outlives: Callable[[int],
 
     Those that *outlives* says so of are not in it.
     """
-    found = [pid for pid in _table() if owner_in_place(pid) == owner] + [one.pid for one in forks if one.alive]
-    return [pid for pid in _living(one for pid in found for one in (pid, *descendants(pid))) if not outlives(pid)]
+    found = [one for pid in _table() if owner_in_place(pid) == owner for one in _kin(pid)]
+    found += [pid for one in forks if one.alive for pid in (one.pid, *descendants(one.pid))]
+    return [pid for pid in _living(found) if not outlives(pid)]
 
 
 def end_reapers(roots: Iterable[ProcessId]) -> None:
@@ -338,7 +349,26 @@ def end_reapers(roots: Iterable[ProcessId]) -> None:
 def _orphans() -> list[int]:
     """The processes of dead owners, and what they started: that may have been forked, and not executed."""
     marked = [pid for pid in _table() if (owner := owner_of(pid)) and owner.is_dead]
-    return _living([one for pid in marked for one in (pid, *descendants(pid))])
+    return _living([one for pid in marked for one in _kin(pid)])
+
+
+def _kin(pid: int) -> list[int]:
+    """A process that bears a mark, and of those below it whom it speaks for.
+
+    Anybody can mark a process of his own, and put it above others, as a subreaper is above what sudo(8) started. So a
+    mark speaks for the processes of the same user, and root's for all.
+    """
+    uid = _uid(pid)
+    everybody = uid == os.geteuid() == 0
+    return [pid, *(one for one in descendants(pid) if everybody or _uid(one) == uid)]
+
+
+def _uid(pid: int) -> int | None:
+    """The effective one, None of who is gone; /proc/PID itself is root's where a process may not be looked into."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = read_file(f"/proc/{pid}/status").splitlines()
+        return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
+    return None
 
 
 def _table() -> list[int]:
@@ -352,6 +382,7 @@ def _living(pids: Iterable[int]) -> list[int]:
 
 def _name(pid: int) -> str:
     try:
-        return read_file(f"/proc/{pid}/comm").strip()
+        name = read_file(f"/proc/{pid}/comm").strip()
     except OSError:
         return "?"
+    return name if name.isprintable() else ascii(name)[1:-1]  # it is shown, and anybody gives himself a name

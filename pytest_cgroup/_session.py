@@ -21,6 +21,7 @@ from ._config import (
     trouble_key,
     wanting_container,
 )
+from ._frames import depth_of_caller
 from .exceptions import CgroupError, ContainedWarning
 
 if TYPE_CHECKING:
@@ -49,16 +50,24 @@ class Session:
             from ._github import GitHub
 
             config.pluginmanager.register(GitHub(config), "cgroup-github")
+        try:
+            self._try_what_was_asked_for()
+        except BaseException:  # nobody will ever close what is not made
+            self.close()
+            raise
+
+    def _try_what_was_asked_for(self) -> None:
+        """What was asked for by name is tried at once, so that it is refused at once."""
         if self.settings.base is not None or self.settings.backend == "cgroup":
             try:
-                host, _ = self._use()  # what was asked for by name is tried at once, so that it is refused at once
+                host, _ = self._use()
                 if self.settings.base is not None:
                     from ._backends import check_base
 
                     check_base(host, self.settings.base)
             except CgroupError as error:
                 raise pytest.UsageError(str(error)) from error
-        if self.settings.process_leaks != "off" and not config.option.collectonly:
+        if self.settings.process_leaks != "off" and not self.config.option.collectonly:
             self._watch_leaks()
 
     def header(self) -> str | None:
@@ -157,16 +166,27 @@ class Session:
         processes = backend.name == "process"
         unguarded = watch_over(host, processes=processes, controller=controller, in_place=settings.ignore)
         if unguarded is not None:
-            self.config.issue_config_time_warning(ContainedWarning(unguarded), stacklevel=2)
+            self._warn(unguarded)
         announce = None if host.guard is None else host.guard.announce_fork
+        try:
+            ground = open_ground(host.placement.session if backend.name == "cgroup" else None, announce)
+        except (CgroupError, OSError) as error:
+            raise pytest.UsageError(f"--process-leaks: {error}") from error
         return Book(
-            open_ground(host.placement.session if backend.name == "cgroup" else None, announce),
+            ground,
             root=str(self.config.rootpath),
             settle_seconds=settings.settle_seconds,
             ignore=settings.ignore,
             keep_pools=settings.keep_pools,
             also=settings.also,
         )
+
+    def _warn(self, text: str) -> None:
+        """Warn while there is no test yet, of whoever called us: no line of our own is of use to who reads it."""
+        try:
+            self.config.issue_config_time_warning(ContainedWarning(text), stacklevel=depth_of_caller() + 2)
+        except ContainedWarning as error:  # -W error
+            raise pytest.UsageError(str(error)) from error
 
     def _impossible(self) -> str | None:
         """Why no test at all can be contained here."""

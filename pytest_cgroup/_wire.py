@@ -8,6 +8,8 @@ from typing import Any
 
 #: no honest message is longer: output that is larger stays in a file
 MAX_BYTES = 256 * 2**20
+#: nor is all that one test has to say
+MAX_IN_ALL = 4 * MAX_BYTES
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -21,6 +23,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._pieces = bytearray()
+        self._fed = 0
 
     def feed(self, piece: bytes) -> Iterator[dict[str, Any]]:
         """The messages that *piece* completes, each as far as what stands before it is one.
@@ -28,6 +31,9 @@ class Decoder:
         Raises:
             ValueError: this is not what `encode` wrote.
         """
+        self._fed += len(piece)
+        if self._fed > MAX_IN_ALL:
+            raise ValueError(f"more than {MAX_IN_ALL} bytes in all")
         self._pieces += piece
         while (end := self._pieces.find(b"\n", 0, 20)) >= 0:
             length = int(self._pieces[:end])

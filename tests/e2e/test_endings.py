@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -254,6 +255,33 @@ def test_uncontained(): pass
     assert block.startswith("contained: no process could be forked for the container")
     assert "EAGAIN" in block
     assert "Traceback" not in block
+
+
+_NO_INTERPRETER = "import sys\nsys.executable = '/none'\n"
+
+
+@pytest.mark.parametrize("backend", ["auto", "process"])
+@pytest.mark.parametrize("arguments", [("--process-leaks=fail",), ()], ids=["configured", "collected"])
+def test_the_warning_of_no_guard_points_to_no_line_of_ours(
+    pytester: pytest.Pytester, backend: str, arguments: tuple[str, ...]
+) -> None:
+    pytester.makeconftest(_NO_INTERPRETER)
+    source = "@contained(isolation='shared', leaks='fail')\ndef test_it(): pass\n"
+    result = run(pytester, source, f"--cgroup-backend={backend}", *arguments)
+    assert result.counts == {"passed": 1, "warning": 1}
+    assert "ContainedWarning: there is no guard, and if pytest is killed" in result.text
+    assert not re.search(r"pytest_cgroup/\w+\.py", result.text)
+
+
+@pytest.mark.parametrize("backend", ["auto", "process"])
+def test_no_guard_where_warnings_are_errors(pytester: pytest.Pytester, backend: str) -> None:
+    """One line, and no cgroup is left of a session that was never begun."""
+    pytester.makeconftest(_NO_INTERPRETER)
+    arguments = (f"--cgroup-backend={backend}", "--process-leaks=fail", "-Werror", "-p", "no:terminal")
+    result = run(pytester, "def test_it(): pass\n", *arguments, usage_json=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.text.strip().startswith("ERROR: there is no guard")
+    assert len(result.text.strip().splitlines()) == 1
 
 
 def test_a_thread_has_a_stack_too(pytester: pytest.Pytester) -> None:

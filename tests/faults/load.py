@@ -1,7 +1,8 @@
 """Many sessions of pytest at once, with tests that pass, leak, fail and crash: every verdict right, and nothing left.
 
 ``python -m tests.faults.load [--sessions N] [--seconds N]``; ``--tests N`` instead runs N contained tests in one
-session, and prints what it holds as it goes: descriptors, memory, files, and cgroups that are dying.
+session, and prints what it holds as it goes: descriptors, memory, files, and cgroups that are dying. With ``--plain``
+they are not contained: the control, as pytest itself keeps every report until its end.
 """
 
 from __future__ import annotations
@@ -48,14 +49,17 @@ def inside(text, name):
 
 def measure(n):
     status = pathlib.Path("/proc/self/status").read_text()
-    stats = [path for glob in ("cgroup.stat", "*/cgroup.stat") for path in pathlib.Path("/sys/fs/cgroup").glob(glob)]
-    dying = [inside(path.read_text(), "nr_dying_descendants") for path in stats]
+    stats = [f"{path}/cgroup.stat" for path, _, names in os.walk("/sys/fs/cgroup") if "cgroup.stat" in names
+        and f"/pytest-cgroup-{os.getpid()}-" in path]
+    dying = [inside(pathlib.Path(path).read_text(), "nr_dying_descendants") for path in stats]
+    rows = [line.split() for line in pathlib.Path("/proc/cgroups").read_text().splitlines()]
     disk = os.statvfs("/tmp")
     row = {"tests": n, "descriptors": len(os.listdir("/proc/self/fd")), "rss_kb": inside(status, "VmRSS:"),
-        "inodes": disk.f_files - disk.f_ffree, "dying": sum(filter(None, dying))}
+        "inodes": disk.f_files - disk.f_ffree, "dying": sum(filter(None, dying)),
+        "memory_cgroups": next((int(row[2]) for row in rows if row[0] == "memory"), None)}
     with open("measured", "a") as f: f.write(json.dumps(row) + "\\n")
 
-@contained
+@MARK
 @pytest.mark.parametrize("n", range(COUNT))
 def test_it(n): pass
 
@@ -122,10 +126,11 @@ def survivors() -> list[int]:
     return found
 
 
-def one_long(tests: int) -> str:
-    """So many contained tests in one session: what was measured, a line each tenth."""
+def one_long(tests: int, *, plain: bool = False) -> str:
+    """So many contained, or *plain*, tests in one session: what was measured, a line each tenth."""
     with tempfile.TemporaryDirectory(prefix="load-") as name:
-        source = HEAD + _MANY.replace("COUNT", str(tests))
+        mark = "pytest.mark.filterwarnings" if plain else "contained"
+        source = HEAD + _MANY.replace("COUNT", str(tests)).replace("MARK", mark)
         Path(name, "test_it.py").write_text(source, encoding="utf-8")
         done = subprocess.run(command(["-q", "test_it.py"]), cwd=name, capture_output=True, text=True, check=False)
         return Path(name, "measured").read_text(encoding="utf-8") + "\n".join(done.stdout.splitlines()[-2:])
@@ -136,10 +141,11 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--tests", type=int, default=0)
+    parser.add_argument("--plain", action="store_true")
     options = parser.parse_args()
     print(f"pytest_cgroup {pytest_cgroup.__version__}", flush=True)
     if options.tests:
-        print(one_long(options.tests))
+        print(one_long(options.tests, plain=options.plain))
         return 0
     counts, wrong = together(options.sessions, options.seconds)
     print(dict(counts), *wrong[:20], f"survivors: {survivors()}", sep="\n")

@@ -165,6 +165,12 @@ SCENARIOS = {
             {"test_pass": "passed", "test_leak": "failed", "test_fixture": "passed"},
             ("--process-leaks=fail",),
         ),
+        Scenario(
+            "in-place-process",
+            _IN_PLACE,
+            {"test_pass": "passed", "test_leak": "failed", "test_fixture": "passed"},
+            ("--process-leaks=fail", _IN_PROCESS),
+        ),
         Scenario("library", _LIBRARY, {"test_pass": "passed", "test_leak": "failed"}, raises=True),
         Scenario("guard", _KILLED, {}, killed=True),
         Scenario("guard-process", _KILLED, {}, ("--cgroup-backend=process",), killed=True),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -76,21 +78,46 @@ def test_silent_where_the_session_is_gone() -> None:
     assert guarded(function, processes=False) == ""
 
 
-def test_a_pid_that_is_anothers_by_now(sleeper: ProcessId) -> None:
+@pytest.mark.parametrize("right", [True, False])
+def test_a_pid_that_is_anothers_by_now(right: bool) -> None:
     """The negative control is the right start time. What stands above a container is known by both."""
+    reader, writer = os.pipe()
 
-    def tell(start_time: int) -> Callable[[Host, Guard], object]:
-        return lambda host, guard: os.write(guard._pipe, b"%d %d\n" % (sleeper.pid, start_time))
+    def function(host: Host, guard: Guard) -> None:
+        apart = [(os.POSIX_SPAWN_CLOSE, 2)]  # or who waits for the guard's words waits for the child
+        child = identity(os.posix_spawn("/bin/sleep", ["sleep", "120"], {}, file_actions=apart))
+        os.write(writer, b"%d %d" % (child.pid, child.start_time))
+        os.write(guard._pipe, b"%d %d\n" % (child.pid, child.start_time - (not right)))
 
-    assert guarded(tell(sleeper.start_time - 1), processes=True) == ""
+    try:
+        assert guarded(function, processes=True) == ""
+        child = ProcessId(*map(int, os.read(reader, 100).split()))
+    finally:
+        os.close(reader)
+        os.close(writer)
+    if right:
+        assert wait_gone([child.pid], 10)
+    else:
+        assert child.alive
+        os.kill(child.pid, signal.SIGKILL)
+
+
+def test_who_was_there_before_pytest(sleeper: ProcessId) -> None:
+    """PID 1, say: whoever can write into the pipe can tell of it, and below it is everybody."""
+    while time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") < sleeper.start_time + 1:
+        os.sched_yield()
+
+    def function(host: Host, guard: Guard) -> None:
+        os.write(guard._pipe, b"%d %d\n" % (sleeper.pid, sleeper.start_time))
+
+    assert guarded(function, processes=True) == ""
     assert sleeper.alive
-    guarded(tell(sleeper.start_time), processes=True)
-    assert wait_gone([sleeper.pid], 10)
 
 
 def test_anything_may_come_through_the_pipe(sleeper: ProcessId) -> None:
     """It is open in contained tests as well, if they look for it."""
-    texts = [b"\n", b"\xff\0 1\n", b"%d\n" % sleeper.pid, b"-1 -1\n", b"1 2 3\n" * 5000, b"%d " % sleeper.pid]
+    texts = [b"\n", b"\xff\0 1\n", b"%d\n" % sleeper.pid, b"-1 -1\n", b"1 2 3\n" * 5000]
+    texts += [b"9" * 5000 + b" 1\n", b"fork " + b"9" * 5000 + b" 1\n", b"9" * 200_000, b"\n", b"%d " % sleeper.pid]
 
     def function(host: Host, guard: Guard) -> None:
         for text in texts:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -366,3 +367,82 @@ def test_processes_without_a_cgroup(whose: str) -> None:
         for pid in children:
             if (still := ProcessId.of(int(pid))) and still.alive:
                 os.kill(still.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def marked(mark: str, *argv: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A process that was executed with the *mark* of a session, and the pids that it told of."""
+    env = {**os.environ, COOKIE: mark}
+    command = [sys.executable, "-c", *argv]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    told: list[int] = []
+    try:
+        assert child.stdout is not None
+        told += map(int, child.stdout.readline().split())
+        yield child, told
+    finally:
+        for pid in [child.pid, *told]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        child.communicate()
+
+
+@pytest.mark.parametrize("mark", ["9" * 5000 + "-1@1-1", f"{99_999_999}-1@1-" + "9" * 5000, "\u0661-1@1-1"])
+def test_a_mark_that_no_session_makes(mark: str) -> None:
+    """Anybody can give himself one; who reads them all is not to stumble over it."""
+    with marked(mark, "print(); input()") as (child, _):
+        assert owner_of(child.pid) is None
+        assert child.pid not in sweep_processes().killed
+        assert child.poll() is None
+
+
+_ABOVE = """
+import os, signal, sys
+child = os.fork()
+if child == 0:
+    os.execve("/bin/sleep", ["sleep", "120"], {})
+print(child, flush=True)
+if sys.argv[1] != "0":
+    os.setgroups([])
+    os.setresgid(*[int(sys.argv[1])] * 3)
+    os.setresuid(*[int(sys.argv[1])] * 3)
+if sys.argv[2] == "executed":
+    os.execv("/bin/sleep", ["sleep", "120"])
+signal.pause()
+"""
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("how", ["executed", "undumpable"])
+@pytest.mark.parametrize("uid", [0, ORDINARY])
+def test_a_mark_speaks_for_its_own_user(uid: int, how: str) -> None:
+    """A user may stand above who is not his to kill: as a subreaper above what sudo(8) started.
+
+    The mark itself is as good as a dead session's own, which had a test run as that user. The control is root's.
+    """
+    dead = str(Owner(ProcessId(99_999_999, 1), this_process().namespaces))
+    with marked(dead, _ABOVE, str(uid), how) as (child, [below]):
+        name = "sleep" if how == "executed" else "python"
+        deadline = time.monotonic() + 30
+        while not (sleeps(child.pid, name) and sleeps(below, "sleep")):
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        inner = identity(below)
+        cleaned = sweep_processes()
+        assert child.pid in cleaned.killed
+        assert (below in cleaned.killed) == (not inner.alive) == (uid == 0)
+
+
+def sleeps(pid: int, name: str) -> bool:
+    """Whether it has come to where it stays, under that name."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return f"({name}" in text and text.rpartition(")")[2].split()[0] == "S"
+
+
+def test_a_name_is_shown_as_it_may_be() -> None:
+    """A name may hold what a terminal, or a CI, takes for a command."""
+    dead = str(Owner(ProcessId(99_999_999, 1), this_process().namespaces))
+    code = "open('/proc/self/comm', 'w').write('x\\n::error::y'); print(flush=True); input()"
+    with marked(dead, code) as (child, _):
+        cleaned = sweep_processes()
+        assert cleaned.killed[child.pid] == "x\\n::error::y"

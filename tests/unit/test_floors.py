@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pytest_cgroup"
 
 # A module imports from the modules before it on its own floor, and from lower floors: the paragraphs, lowest first.
 _FLOORS = """
-exceptions _units _values _spec _outcome
+exceptions _units _values _spec _outcome _told
 
 _trace _syscalls _wire _process _listening _kernel_files _kernel_text
 _refusal _cgroup_v1 _cgroup _ownership _lacking _systemd _placement

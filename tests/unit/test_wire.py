@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_cgroup import _wire
 from pytest_cgroup._wire import MAX_BYTES, Decoder, encode, sanitise
 
 _JSON = st.recursive(
@@ -113,3 +114,13 @@ def test_long_texts_of_objects_are_cut() -> None:
 @given(value=_JSON)
 def test_what_is_json_stays_as_it_is(value: object) -> None:
     assert sanitise(value) == (value, [])
+
+
+def test_all_that_one_test_says_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_wire, "MAX_IN_ALL", 100)
+    decoder = Decoder()
+    for _ in range(20):
+        assert list(decoder.feed(encode({}))) == [{}]
+    list(decoder.feed(encode({}) * 5))
+    with pytest.raises(ValueError, match="more than 100 bytes in all"):
+        list(decoder.feed(b" "))
