@@ -36,11 +36,12 @@ from ._watched import Watched
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ._backends import Backend, Tree
     from ._host import Host
     from ._spec import Spec
+    from ._started import Start
 
 #: how long a process that is on its way out may take before it counts as left behind, in seconds
 SETTLE_SECONDS = 0.1
@@ -353,7 +354,7 @@ class Container:
         owner: str | None = None,
         zombies: Mapping[int, str] = MappingProxyType({}),
         family: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
-        started: object = (),
+        started: Iterable[Start] = (),
     ) -> Outcome:
         """Name what is left, kill everything, wait until it is gone, measure, remove. Idempotent: one outcome.
 

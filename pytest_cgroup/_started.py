@@ -10,9 +10,12 @@ from ._origins import Origin, Origins, new_list, placed, trace
 from ._ownership import numbers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ._outcome import Leak
+
+    #: pid, place, command line, seconds since boot
+    Start = tuple[int, str | None, Sequence[str], float]
 
 _MOST_TOLD = 100  # the latest
 _MOST_CHARACTERS = 10_000  # of a command line; nothing is told of a longer one
@@ -27,8 +30,8 @@ class Starts:
         self.origins = new_list()
         Origins(lambda: self, root).start()
 
-    def told(self) -> list[tuple[int, str | None, tuple[str, ...], float]]:
-        """For `known`, in what JSON can hold: pid, place, command line, seconds since boot of each."""
+    def told(self) -> list[Start]:
+        """For `as_told`, in what JSON can hold."""
         latest = list(self.origins)[-_MOST_TOLD:]
         return [
             (one.pid, one.place, one.argv if sum(map(len, one.argv)) < _MOST_CHARACTERS else (), one.boottime)
@@ -37,22 +40,20 @@ class Starts:
 
 
 def as_told(
-    leaks: list[Leak], family: Mapping[int, tuple[str, ...]], started: object, *, own_numbers: bool
+    leaks: list[Leak], family: Mapping[int, tuple[str, ...]], started: Iterable[Start], *, own_numbers: bool
 ) -> list[Leak]:
     """The leaks, each with its parents, and where it was started, or the ancestor of it that Python started.
 
     Args:
         family: the parents of each, as the test's process saw them.
-        started: what `Starts.told` said, or whatever came in its stead: a test can write into the pipe.
+        started: what `Starts.told` said, its shape looked at: a test can write into the pipe.
         own_numbers: the test has a pid namespace, and knows its processes by other numbers than we do.
     """
     outside = {_inside(leak.pid): leak.pid for leak in leaks} if own_numbers else None
-    origins = []
-    for one in started if isinstance(started, list) else ():
-        match one:
-            case [int(pid), (str() | None) as place, [*argv], float(boottime)] if all(isinstance(w, str) for w in argv):
-                pid = pid if outside is None else outside.get(pid, 0)
-                origins.append(Origin(place, tuple(argv), None, boottime, (), False, pid))
+    origins = [
+        Origin(place, tuple(argv), None, boottime, (), False, pid if outside is None else outside.get(pid, 0))
+        for pid, place, argv, boottime in started
+    ]
     leaks = [replace(leak, parents=family.get(leak.pid, leak.parents)) for leak in leaks]
     return [leak if (traced := trace(leak.pid, origins)) is None else placed(leak, traced) for leak in leaks]
 

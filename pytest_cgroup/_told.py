@@ -133,6 +133,13 @@ def _check_end(end: dict[str, Any]) -> None:
                 _refuse(what, "no pid")
             for name in [told] if what == "zombies" else _list(told, what):
                 _text(name, what)
+    for start in _list(end.get("started", []), "started"):
+        pid, place, argv, boottime = _row(start, 4, "started")
+        _natural(pid, "started")
+        _text(place or "", "started")
+        for word in _list(argv, "started"):
+            _text(word, "started")
+        _number(boottime, "started")
     for what in ("untold", "shouldstop", "shouldfail"):
         if end.get(what) is not None:
             _text(end[what], what)

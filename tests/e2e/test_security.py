@@ -86,6 +86,7 @@ _ATTACKS = {
     "zombies": "say(end=True, zombies={'9' * 5000: 'x'}, family={}); os._exit(0)",
     "zombie": "say(end=True, zombies={'\u00b2': 'x'}, family={}); os._exit(0)",
     "family": "say(end=True, zombies={}, family={'1': 5}); os._exit(0)",
+    "started": "subprocess.Popen(['sleep', '60']); say(end=True, started=[[1, 2]]); os._exit(0)",
     "end": "say(end=True); os._exit(0)",
     "garbage": "raw(b'\\xff' * 100)",
     "length": "raw(b'9' * 19 + b'\\n')",

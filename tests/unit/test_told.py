@@ -50,6 +50,7 @@ _MESSAGES: list[dict[str, Any]] = [
     {"interrupt": True},
     {"internal": "Traceback"},
     {"end": True, "zombies": {"12": "sh"}, "family": {"12": ["sh[12]"]}, "shouldstop": "why", "warnings": []},
+    {"end": True, "started": [[12, "test_it.py:3 in test_it", ["sleep", "9"], 12.5], [0, None, [], 3.0]]},
     {"end": True, "untold": "nobody knows"},
 ]
 _JSON = st.recursive(
