@@ -46,7 +46,7 @@ class Event:
     Attributes:
         kind: ``"started"``; ``"oom"``, ``"pids_max"`` and ``"memory_high"``, of a limit that was hit; ``"populated"``,
             of the first process that comes, and of the last that goes; ``"stopped"``, the last.
-        time: when it was noticed, in seconds since the epoch.
+        time: when it was noticed, in seconds of `time.monotonic`.
         detail: the kernel's words and numbers: ``{"oom_kill": 1}``, ``{"max": 3}`` and ``{"high": 12}`` are how often
             so far, ``{"populated": 0}`` that nobody is left, ``{"ended": "timeout"}`` is `Outcome.ended`.
     """
@@ -67,7 +67,7 @@ class Events:
     def __init__(self, cgroup: Cgroup | None, outcome: Callable[[], Outcome | None]) -> None:
         self._cgroup = cgroup
         self._outcome = outcome
-        self._started_at = time.time()
+        self._started_at = time.monotonic()
         self._stopped_at = 0.0
         self._lock = threading.Lock()
         self._bells: set[int] = set()
@@ -75,7 +75,7 @@ class Events:
     def stopped(self) -> None:
         """The outcome is there: tell whoever polls."""
         with self._lock:
-            self._stopped_at = time.time()
+            self._stopped_at = time.monotonic()
             for bell in self._bells:
                 os.eventfd_write(bell, 1)
 
@@ -163,7 +163,7 @@ class _Seen:
 
     def news(self, found: Mapping[str, Mapping[str, int]]) -> Iterator[Event]:
         """Those of *found*."""
-        now = time.time()
+        now = time.monotonic()
         for kind, file, keys in _COUNTERS:
             numbers = {key: found[file][key] for key in keys if key in found.get(file, {})}
             if any(number > self._numbers.get((kind, key), 0) for key, number in numbers.items()):

@@ -165,8 +165,7 @@ def _attend(process: Popen, watched: set[int]) -> None:
         waiter.start()
     while process.poll() is None:
         if ours and _has_stopped(process):
-            os.kill(os.getpid(), signal.SIGSTOP)  # whoever has job control sees us stop, and has us go on
-            process.send_signal(signal.SIGCONT)
+            _stop_with(process)  # whoever has job control sees us stop, and has us go on
             continue
         info = signal.sigwaitinfo(watched)
         number, sent = info.si_signo, info.si_code <= _SI_USER
@@ -175,10 +174,17 @@ def _attend(process: Popen, watched: set[int]) -> None:
         if number == signal.SIGTSTP and not ours:
             if sent:
                 process.send_signal(number)
-            os.kill(os.getpid(), signal.SIGSTOP)
-            process.send_signal(signal.SIGCONT)
+            _stop_with(process)
         elif sent:
             process.send_signal(number)
+
+
+def _stop_with(process: Popen) -> None:
+    """Stop; when we go on, so does *process*, unless it was stopped again before we came to tell it."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    process.send_signal(signal.SIGCONT)
+    if signal.SIGTSTP in signal.sigpending():
+        process.send_signal(signal.SIGTSTP)
 
 
 def _has_stopped(process: Popen) -> bool:

@@ -315,11 +315,15 @@ class Life:
         if self.outcome is not None:
             return
         self.check("kill")
-        self.tree.signal(signal.SIGKILL)  # also who is on the way in, and has joined
-        with self._starting:  # and nobody, as a daemon that is kept up, comes in meanwhile
+        if not self._starting.acquire(blocking=False):
+            self.tree.signal(signal.SIGKILL)  # also who is on the way in, and has joined
+            self._starting.acquire()
+        try:  # nobody, as a daemon that is kept up, comes in meanwhile
             if not self.tree.kill(KILL_SECONDS):
                 raise ContainerError(self._still_there(), operation="kill")
             self._spawner.reap()
+        finally:
+            self._starting.release()
 
     def _still_there(self) -> str:
         return f"still there {KILL_SECONDS:.0f} s after SIGKILL: pids {self.tree.pids()}"

@@ -37,19 +37,19 @@ def _given_back() -> Iterator[None]:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pytest-cgroup")]
 
 
-def until(condition: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
+        assert time.monotonic() < deadline, f"never: {what if isinstance(what, str) else what()}"
         time.sleep(0.005)
 
 
 def restarted(daemon: Daemon, count: int) -> None:
-    until(lambda: daemon.restarts == count and daemon.state == "ready", f"{count} restarts of {daemon!r}")
+    until(lambda: daemon.restarts == count and daemon.state == "ready", lambda: f"{count} restarts of {daemon!r}")
 
 
 def failed(daemon: Daemon) -> None:
-    until(lambda: daemon.state == "failed", f"it fails: {daemon!r}")
+    until(lambda: daemon.state == "failed", lambda: f"it fails: {daemon!r}")
 
 
 class Raised:
