@@ -228,6 +228,7 @@ class Cycle:
 dead = []
 @pytest.fixture(scope="module", autouse=True)
 def make():
+    gc.set_threshold(10**9)  # or Python itself may look at it, before it is frozen
     one = Cycle()
     dead.append(weakref.ref(one))
 @contained
