@@ -13,7 +13,7 @@ import pytest
 from pytest_cgroup import Container, DaemonError, SpecError, _station, ready
 from tests.as_user import OrdinaryUser
 from tests.kernel.contain import DEADLINE_SECONDS
-from tests.kernel.test_daemon import PY, SLEEP, Raised, failed, until
+from tests.kernel.test_library_daemon import PY, SLEEP, Raised, failed, until
 
 #: begins to listen when its stdin says so
 _GATE = "import os, signal, socket, sys, time\nprint('waits', flush=True)\nos.read(0, 1)\n"

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_cgroup import Container, Daemon, _station, ready
 from tests.kernel.contain import DEADLINE_SECONDS
-from tests.kernel.test_daemon import PY, UP, restarted, until
+from tests.kernel.test_library_daemon import PY, UP, restarted, until
 
 COUNT = "import sys\nfor n in range(int(sys.argv[1])): print('line', n)\n"
 STAY = "sys.stdout.flush()\nimport signal\nsignal.pause()\n"
