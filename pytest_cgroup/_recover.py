@@ -85,7 +85,7 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
         cleaned: what is done is told there.
     """
     trees = [tree for tree in trees if tree.exists]
-    containers = [container for tree in trees for container in _containers(tree)]
+    containers = [container for tree in trees for container in _containers(tree, cleaned)]
     for container in containers:  # all of them, before any is waited for
         with contextlib.suppress(OSError, CgroupError):  # gone meanwhile, or else the next step says so
             cleaned.killed.update((pid, _name(pid)) for pid in container.pids())
@@ -117,8 +117,9 @@ def own_cgroup(*, v2: bool) -> Cgroup:
     raise ContainerError("pytest's own cgroup is not to be seen here: nobody could step back into it")
 
 
-def _containers(tree: Cgroup) -> list[Cgroup]:
-    return [tree.child(name) for name in _inner(tree.path) if name != LEAF and not _may_live(f"{tree.path}/{name}")]
+def _containers(tree: Cgroup, cleaned: Cleaned) -> list[Cgroup]:
+    names = _inner(tree.path, cleaned)
+    return [tree.child(name) for name in names if name != LEAF and not _may_live(f"{tree.path}/{name}")]
 
 
 def _may_live(directory: str) -> bool:
@@ -155,7 +156,10 @@ def _end_container(container: Cgroup, cleaned: Cleaned) -> None:
 
 def _end_directory(tree: Cgroup, enabled: tuple[str, ...], cleaned: Cleaned) -> None:
     path = tree.path
-    if any(_may_live(f"{path}/{name}") for name in _inner(path)):
+    inner = _inner(path, cleaned)
+    if path in cleaned.left:
+        return
+    if any(_may_live(f"{path}/{name}") for name in inner):
         cleaned.left[path] = "a session that lives is in it"
         return
     if tree.unified:
@@ -191,12 +195,16 @@ def _vacate(session: str, enabled: tuple[str, ...]) -> None:
         move_all(leaf, base)
 
 
-def _inner(directory: str) -> list[str]:
+def _inner(directory: str, cleaned: Cleaned) -> list[str]:
+    """The directories in a directory; [] if it is gone, or can't be looked at, which is told."""
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        cleaned.left[directory] = f"can't be looked at: {error.strerror}"
+    return []
 
 
 # the sessions that are dead
@@ -204,22 +212,25 @@ def _inner(directory: str) -> list[str]:
 
 def sweep(session: Cgroup) -> Cleaned:
     """End the dead sessions beside the living *session*; cheap: it looks in one directory of each hierarchy, or two."""
+    cleaned = Cleaned()
     found: dict[str, list[Cgroup]] = {}
     for tree in trees_of(session):
-        for directory in _places(os.path.dirname(tree.path)):
-            for name in filter(is_session, _inner(directory)):
+        for directory in _places(os.path.dirname(tree.path), cleaned):
+            for name in filter(is_session, _inner(directory, cleaned)):
                 found.setdefault(name, []).append(_beside(tree, f"{directory}/{name}"))
-    return _end_the_dead(found)
+    _end_the_dead(found, cleaned)
+    return cleaned
 
 
-def _places(base: str) -> Iterator[str]:
+def _places(base: str, cleaned: Cleaned) -> Iterator[str]:
     """The base; where that is a session's own cgroup, or a scope of pytest's, those beside it."""
     yield base
     above, name = os.path.split(base)
     if name.startswith(PREFIX):
         yield above
         if name.endswith(".scope"):
-            yield from (f"{above}/{one}" for one in _inner(above) if one.startswith(PREFIX) and one.endswith(".scope"))
+            scopes = (one for one in _inner(above, cleaned) if one.startswith(PREFIX) and one.endswith(".scope"))
+            yield from (f"{above}/{one}" for one in scopes)
 
 
 def _beside(tree: Cgroup, path: str) -> Cgroup:
@@ -235,30 +246,30 @@ def sweep_processes() -> Cleaned:
 
 def clean() -> Cleaned:
     """End every dead session of this user: in all hierarchies that are mounted here, and in the process table."""
+    cleaned = Cleaned()
     found: dict[str, list[Cgroup]] = {}
     mounts = cgroup_mounts(read_file("/proc/self/mountinfo"))
     for mount in sorted(mounts, key=lambda mount: -mount.version):
         controllers = mount.controllers or frozenset(("",))  # a named hierarchy, of no controller, holds none of ours
-        for path in _walk(mount.mount_point):
+        for path in _walk(mount.mount_point, cleaned):
             tree = Cgroup(path) if mount.version == 2 else Cgroup(None, dict.fromkeys(controllers, path))
             found.setdefault(os.path.basename(path), []).append(tree)
-    cleaned = _end_the_dead(found)
+    _end_the_dead(found, cleaned)
     end_processes(_orphans, cleaned)
     return cleaned
 
 
-def _walk(top: str) -> Iterator[str]:
+def _walk(top: str, cleaned: Cleaned) -> Iterator[str]:
     """The sessions below *top*, outer ones first; in a session only its inner ones are looked for."""
     todo = [top]
     for directory in todo:
         inside = is_session(os.path.basename(directory))
         if inside:
             yield directory
-        todo += [f"{directory}/{name}" for name in _inner(directory) if not inside or is_session(name)]
+        todo += [f"{directory}/{name}" for name in _inner(directory, cleaned) if not inside or is_session(name)]
 
 
-def _end_the_dead(found: dict[str, list[Cgroup]]) -> Cleaned:
-    cleaned = Cleaned()
+def _end_the_dead(found: dict[str, list[Cgroup]], cleaned: Cleaned) -> None:
     for trees in reversed(found.values()):  # inner ones first
         signed, unsigned = _by_signature(trees, cleaned)
         dead = []
@@ -274,7 +285,6 @@ def _end_the_dead(found: dict[str, list[Cgroup]]) -> Cleaned:
         elif len(dead) == len(signed):
             enabled = next((told.enabled for _, told in dead if told.enabled), ())
             end_session([*(tree for tree, _ in dead), *unsigned], enabled, cleaned)
-    return cleaned
 
 
 def _by_signature(trees: list[Cgroup], cleaned: Cleaned) -> tuple[list[tuple[Cgroup, Signature]], list[Cgroup]]:
