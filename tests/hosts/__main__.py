@@ -15,7 +15,7 @@ from typing import Final
 
 from .packages import dependencies, installed_at, package
 from .report import write_table
-from .rig.guest import Fleet, boot, namespace_flags
+from .rig.guest import Fleet, Result, boot, namespace_flags
 from .rig.image import image
 from .rig.job import Copy, Job
 from .rig.kernels import kernel
@@ -144,8 +144,7 @@ def check_all(hosts: dict[str, Host], work: Work, jobs: int) -> list[Verdict]:
 
 def check(name: str, host: Host, work: Work, fleet: Fleet, output: threading.Lock, prefixed: bool) -> Verdict:
     """Run the work on one host, with live output."""
-    settings, counts = host.settings, Counts()
-    write = writer(f"{name}: ".encode() if prefixed else b"", output, counts)
+    settings = host.settings
     repository, python_packages = GUEST_TREE, installed_at(settings.python)
     job = Job(
         command=work.command,
@@ -163,11 +162,22 @@ def check(name: str, host: Host, work: Work, fleet: Fleet, output: threading.Loc
         ],
     )
     say(f"{name}: {settings.kernel}, {settings.cgroup}, {settings.init}, {settings.user}, {settings.place}")
-    try:
-        result = boot(settings, job, fleet=fleet, write=write, timeout=work.timeout, log=cache() / f"{name}.log")
-    except Unavailable as error:
-        return Verdict(name=name, settings=settings, why=str(error))
+    for again in (True, False):
+        counts = Counts()
+        write = writer(f"{name}: ".encode() if prefixed else b"", output, counts)
+        try:
+            result = boot(settings, job, fleet=fleet, write=write, timeout=work.timeout, log=cache() / f"{name}.log")
+        except Unavailable as error:
+            return Verdict(name=name, settings=settings, why=str(error))
+        if not (again and has_panicked(result)):
+            break
+        say(f"{name}: the guest's kernel panicked, which is not ours to mend: once more")
     return Verdict(name=name, settings=settings, result=result, counts=counts, is_pytest=work.is_pytest)
+
+
+def has_panicked(result: Result) -> bool:
+    """Whether user-mode Linux has fallen over a bug of its own, as that of 6.12 does where a fork is interrupted."""
+    return result.ended == "died" and b"panic - not syncing: Kernel mode fault" in result.log.read_bytes()
 
 
 def writer(prefix: bytes, lock: threading.Lock, counts: Counts) -> Callable[[bytes], None]:

@@ -11,11 +11,11 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from .__main__ import TREE, pytest_command, split
+from .__main__ import TREE, has_panicked, pytest_command, split
 from .packages import requirements
 from .rig import debian, guest, image, job, kernels, settings, tools
 from .table import HOSTS
@@ -211,6 +211,19 @@ def test_no_result_is_never_a_pass() -> None:
     assert not verdict(0, "5 skipped in 0.01s").passed
     assert not verdict(0, "1 failed, 1 passed in 0.01s").passed
     assert not verdict(0, ended="died").passed
+
+
+@pytest.mark.parametrize(
+    ("ended", "log", "panicked"),
+    [
+        ("died", b"x\nKernel panic - not syncing: Kernel mode fault at addr 0x40e\n", True),
+        ("died", b"x\n", False),
+        ("exit", b"Kernel panic - not syncing: Kernel mode fault at addr 0x40e\n", False),
+    ],
+)
+def test_a_guest_whose_kernel_fell_is_known(tmp_path: Path, ended: Any, log: bytes, panicked: bool) -> None:
+    tmp_path.joinpath("log").write_bytes(log)
+    assert has_panicked(guest.Result(status=125, ended=ended, seconds=1, log=tmp_path / "log")) is panicked
 
 
 def test_the_exit_status_tells_failed_from_not_checked() -> None:
