@@ -315,7 +315,7 @@ from pytest_cgroup._recover import _walk, Cgroup, Cleaned, end_session
 from pytest_cgroup._kernel_files import read_file
 from pytest_cgroup._kernel_text import cgroup_mounts
 for mount in sorted(cgroup_mounts(read_file("/proc/self/mountinfo")), key=lambda mount: -mount.version):
-    for path in _walk(mount.mount_point):
+    for path in _walk(mount.mount_point, Cleaned()):
         if os.path.basename(path).startswith(f"pytest-cgroup-{sys.argv[1]}-"):
             tree = Cgroup(path) if mount.version == 2 else Cgroup(None, dict.fromkeys(mount.controllers, path))
             end_session([tree], (), Cleaned())
