@@ -87,14 +87,14 @@ class Origins:
     """Writes down every start while it listens.
 
     Args:
-        owner: who owns this moment, asked in the main thread.
+        owner: who owns this moment, in this thread.
         root: paths below it are shown relative to it.
     """
 
     def __init__(self, owner: Callable[[], Any], root: str) -> None:
         self._owner = owner
         self._root = root.rstrip(os.sep) + os.sep
-        self._main = threading.main_thread().ident
+        self._main = threading.get_ident()  # pytest's: behind a socket it need not be the main one
         self._threads: weakref.WeakKeyDictionary[threading.Thread, Any] = weakref.WeakKeyDictionary()
         self._page = mmap.mmap(-1, _SLOTS * _PID.size)
         self._in_slot: list[Origin | None] = [None] * _SLOTS
@@ -150,7 +150,7 @@ class Origins:
         An audit event tells of a thread since Python 3.12 only, so they are looked at where an owner's time ends.
         """
         for thread in threading.enumerate():
-            if thread not in self._threads:
+            if thread.ident != self._main and thread not in self._threads:
                 module = getattr(getattr(thread, "_target", None), "__module__", None) or type(thread).__module__
                 lent = module.partition(".")[0] in _LENDS_THREADS
                 self._threads[thread] = None if lent else owner

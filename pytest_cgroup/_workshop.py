@@ -92,8 +92,8 @@ class Workshop:
         """A thread that holds a lock at the fork leaves it locked in the child for ever; said once, with names."""
         if self._warned_of_threads or threading.active_count() == 1:
             return
-        main = threading.main_thread()
-        names = sorted(thread.name for thread in threading.enumerate() if thread is not main and not _is_idle(thread))
+        ours = threading.main_thread(), threading.current_thread()
+        names = sorted(thread.name for thread in threading.enumerate() if thread not in ours and not _is_idle(thread))
         if names:
             self._warned_of_threads = True
             item.warn(

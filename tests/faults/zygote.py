@@ -197,13 +197,20 @@ def _kind(pid: int, below: list[int]) -> str:
     if "guard.py" in command or "_guard_process.py" in command:
         return "guard"
     if "exec(eval(" in command:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
-            parent = int(f.read().rpartition(")")[2].split()[1])
-            if "exec(eval(" not in _command(parent):
-                return "worker"
+        if "exec(eval(" not in _command(_parent_and_state(pid)[0]):
+            return "worker"
     elif "tests.faults.zygote" not in command:
         return "program"
+    if _parent_and_state(_parent_and_state(pid)[0])[1] == "D":
+        return "program"  # its parent waits in vfork(2) for its exec: killed now, it has never been a leak
     return "init" if any(_kind(one, []) == "child" for one in below) else "child"
+
+
+def _parent_and_state(pid: int) -> tuple[int, str]:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+        state, parent = f.read().rpartition(")")[2].split()[:2]
+        return int(parent), state
+    return 0, ""
 
 
 def _children(pid: int | None = None) -> list[int]:

@@ -163,3 +163,19 @@ def test_what_is_named() -> None:
             assert not _exempt.named(child.pid, [glob]), glob
         assert not _exempt.own_helper(child.pid)
         child.kill()
+
+
+def test_pytest_need_not_run_in_the_main_thread() -> None:
+    """Nor does it behind a socket, now and then: what its thread starts is whose time it is, as ever."""
+    found: list[_Watch] = []
+
+    def work() -> None:
+        watch = _Watch()
+        found.append(watch)
+        watch.heard.threads_belong_to(_Owner())  # of the session
+        watch.heard.heard("os.system", ("true",), sys._getframe())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found[0].last.argv == ("sh", "-c", "true")
