@@ -128,7 +128,9 @@ class Judge:
             report.sections = joined(report.sections, self._outer_sections(own))
         if self.untold is not None and self.spec.leaks != "ignore":
             self._report_untold(report, self.untold)
-        if outcome.leaks and self.crashed_in is None:
+        if theirs is not None and self.crashed_in == "teardown" and not self._is_expected(outcome):
+            self._report_no_end(report, outcome)
+        elif outcome.leaks and self.crashed_in is None:
             self._report_leaks(report, outcome)
         elif report.failed and not has_section(report.sections, "contained"):
             report.sections.append(("contained", _report.section(outcome)))
@@ -141,6 +143,12 @@ class Judge:
     def _outer_sections(own: pytest.TestReport) -> list[tuple[str, str]]:
         """What the teardown of higher scopes printed: the only output of pytest's own that no child has reported."""
         return [(title, text) for title, text in own.sections if title.endswith(" teardown")]
+
+    def _report_no_end(self, report: pytest.TestReport, outcome: Outcome) -> None:
+        """It has told of every phase, and then ended without its last word: what came of it meanwhile nobody knows."""
+        text = _verdict.crash_text(outcome, expect=self.spec.expect, leaks=self.spec.leaks != "ignore")
+        _verdict.add_failure(report, text, xfail_reason=_seam.expected_failure(self.item))
+        report.sections.append(("contained", _report.section(outcome)))
 
     def _report_untold(self, report: pytest.TestReport, untold: str) -> None:
         """A test of which nobody can say what it left has not passed."""

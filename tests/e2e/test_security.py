@@ -88,6 +88,8 @@ _ATTACKS = {
     "family": "say(end=True, zombies={}, family={'1': 5}); os._exit(0)",
     "started": "subprocess.Popen(['sleep', '60']); say(end=True, started=[[1, 2]]); os._exit(0)",
     "end": "say(end=True); os._exit(0)",
+    "no end": "inside().end = lambda: os._exit(0)",
+    "no end of a leak": "subprocess.Popen(['sleep', '60']); inside().end = lambda: os._exit(0)",
     "garbage": "raw(b'\\xff' * 100)",
     "length": "raw(b'9' * 19 + b'\\n')",
     "digits": "raw(b'9' * 5000)",
