@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._outcome import Leak, Outcome, Usage
     from ._ports import Network
     from ._run import Completed
+    from ._slice import Slice
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "Network",
     "NotOffered",
     "Outcome",
+    "Slice",
     "Spec",
     "SpecError",
     "Usage",
@@ -59,6 +61,7 @@ _LATER = {
     "Leak": "_outcome",
     "Network": "_ports",
     "Outcome": "_outcome",
+    "Slice": "_slice",
     "Usage": "_outcome",
     "containers": "_library",
 }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
 from ._host import LIMIT_FILES
+from ._of_many import total_memory
 from ._spec import FIELDS, Spec, parse_kwargs
 from ._units import parse_size
 from .exceptions import SpecError
 
 _WHERE = "Container"
 #: fields that say something of tests
-OF_TESTS = ("isolation", "expect", "slice")
+OF_TESTS = ("isolation", "expect")
 #: limits that a living container can be given
 CHANGEABLE = tuple(field for field in LIMIT_FILES if field != "oom_group")
 
@@ -49,7 +49,7 @@ def parse_change(asked: dict[str, Any], limits: dict[str, Any]) -> tuple[Spec, S
 
 
 def _resolved(asked: dict[str, Any], where: str) -> Spec:
-    return Spec.parse(asked, where).resolve(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return Spec.parse(asked, where).resolve(total_memory())
 
 
 def parse_output_limit(value: int | str | None) -> int | None:

@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _cgroup_v1 as v1
-from ._kernel_files import mkdir, read_file, rmdir, write_file
+from ._kernel_files import mkdir, read_file, rmdir, words, write_file
 from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
 from ._outcome import Usage
 from ._process import SIGKILL, signal_members, wait_gone
@@ -123,6 +123,19 @@ class Cgroup:
     def exists(self) -> bool:
         """Whether every directory of it is there."""
         return all(os.path.isdir(directory) for directory in self.directories)
+
+    def delegate(self) -> None:
+        """Give its children every controller that it has, which in v1 they have anyway. No process may be in it.
+
+        Raises:
+            ContainerError: the kernel refused it.
+        """
+        if self.unified and (names := words(f"{self.unified}/cgroup.controllers")):
+            path, value = f"{self.unified}/cgroup.subtree_control", " ".join(f"+{name}" for name in names)
+            try:
+                write_file(path, value)
+            except OSError as error:
+                raise refused("can't enable controllers", error, path=path, operation="write", value=value) from error
 
     # joining and looking
 

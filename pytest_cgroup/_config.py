@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ._hooks import HookError, asked_by_hooks
+from ._of_many import check_slice, slices, total_memory, worker_spec
 from ._spec import FIELDS, NEEDING, Spec, merge, parse_kwargs, parse_text
 from ._values import BELONGINGS, parse_grace
 from .exceptions import CgroupError, ContainedWarning, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ._backends import Backend
 
     Layer = tuple[str, dict[str, object]]
@@ -34,11 +37,6 @@ _SCOPE = ("auto", "no")
 _TAKE_OVER = ("no", "yes")
 _LEAKS = ("off", "warn", "fail")
 _POOLS = ("keep", "report")
-#: what a worker of pytest-xdist can be asked for: limits
-_OF_A_WORKER = (
-    *("memory", "swap", "memory_high", "oom_group", "pids", "cpu", "cpu_weight", "cpuset", "io", "io_weight"),
-    "controls",
-)
 #: what a test in place can be asked for; all else would be pytest's own
 _IN_PLACE = frozenset(("isolation", "leaks", "grace"))
 
@@ -127,6 +125,12 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(
         "contained_worker", "limits of each worker of pytest-xdist, and of what it starts: memory=2G,pids=500"
     )
+    parser.addini(
+        "contained_slices",
+        "limits that the tests of one slice have together, one slice a line: db: memory=1G,pids=200",
+        type="linelist",
+        default=[],
+    )
     option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
     option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
     option(
@@ -183,7 +187,8 @@ class Settings:
         process_leaks: ``"off"``, ``"warn"`` or ``"fail"``: of tests that run in place.
         ignore: globs of processes that are no leaks.
         also: what else is looked for, of `_values.BELONGINGS`.
-        limits_workers: whether each worker of pytest-xdist gets limits of its own.
+        of_a_worker: the limits of each worker of pytest-xdist, None for none.
+        slices: the limits of each slice that is known, by its name.
         settle_seconds: how long they may take to end.
         keep_pools: whether the workers of a pool that is still held are no leaks.
 
@@ -203,10 +208,12 @@ class Settings:
         self.scope = _one_of(config, "cgroup_scope", _SCOPE) == "auto"
         self.take_over = _one_of(config, "cgroup_take_over", _TAKE_OVER) == "yes"
         self.json, self.json_from = setting(config, "resource_usage_json")
-        self.layers = _layers(config)
-        self.limits_workers = bool(config.getini("contained_worker"))
-        if self.limits_workers:
-            worker_spec(config)
+        try:
+            self.of_a_worker = worker_spec(text) if (text := config.getini("contained_worker")) else None
+            self.slices = slices(config.getini("contained_slices"))
+        except SpecError as error:
+            raise pytest.UsageError(str(error)) from error
+        self.layers = _layers(config, self.slices)
         if self.base is not None and self.backend == "process":
             raise pytest.UsageError("--cgroup-base with --cgroup-backend=process: that backend makes no cgroups")
         most, where = setting(config, "resource_usage")
@@ -255,11 +262,12 @@ def _settle(config: pytest.Config) -> float:
         raise pytest.UsageError(f"ini process_leaks_settle={text!r}: {error}") from error
 
 
-def _layers(config: pytest.Config) -> tuple[Layer, ...]:
+def _layers(config: pytest.Config, known_slices: Mapping[str, Spec]) -> tuple[Layer, ...]:
     asked = (("ini contained", config.getini("contained")), ("--contained", config.getoption("contained")))
     try:
         layers = tuple((where, parse_text(str(text), where)) for where, text in asked if text is not None)
         spec = merged(layers)
+        check_slice(spec.slice, known_slices, _where("slice", layers))
         if sys.platform == "linux":
             check_here(spec, layers)
     except CgroupError as error:
@@ -320,11 +328,9 @@ def merged(layers: tuple[Layer, ...]) -> Spec:
     """The spec that *layers* say together: a later one wins, field by field.
 
     Raises:
-        SpecError: they contradict each other, or ask for what is not there yet.
+        SpecError: they contradict each other.
     """
     spec = merge(*(values for _, values in layers), where=" and ".join(where for where, _ in layers))
-    if spec.slice is not None:
-        raise SpecError("slice", spec.slice, "is not there yet", where=_where("slice", layers), allowed="leave it out")
     if spec.isolation == "shared":
         for field in FIELDS:
             value = getattr(spec, field.name)
@@ -333,25 +339,6 @@ def merged(layers: tuple[Layer, ...]) -> Spec:
                 allowed = f'isolation="fork", or no {field.name}'
                 raise SpecError(field.name, value, why, where=_where(field.name, layers), allowed=allowed)
     return spec
-
-
-def worker_spec(config: pytest.Config) -> Spec:
-    """The limits of each worker of pytest-xdist; without any where none are asked for.
-
-    Raises:
-        pytest.UsageError: the ini file has something wrong, or what no worker can have.
-    """
-    where, text = "ini contained_worker", str(config.getini("contained_worker") or "")
-    try:
-        values = parse_text(text, where)
-        if wrong := [name for name in values if name not in _OF_A_WORKER]:
-            why = "is for a test"
-            raise SpecError(wrong[0], values[wrong[0]], why, where=where, allowed=", ".join(_OF_A_WORKER))
-        spec = merge(values, where=where).resolve(_total_memory())
-    except CgroupError as error:
-        raise pytest.UsageError(str(error)) from error
-    # v1 has no such thing as oom_group, and nobody but the kernel waits for a worker's
-    return spec if "oom_group" in values else replace(spec, oom_group=False)
 
 
 def _where(field: str, layers: tuple[Layer, ...]) -> str:
@@ -389,6 +376,7 @@ def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> No
         if (asked := asked_by_hooks(item, spec)) is not None:
             layers = (*layers, asked)
             spec = merged(layers)
+        check_slice(spec.slice, settings.slices, _where("slice", layers))
     except (SpecError, HookError) as error:
         item.stash[trouble_key] = Trouble(str(error))
         return
@@ -399,7 +387,7 @@ def decide(item: pytest.Item, settings: Settings, backend: Backend | None) -> No
         lacks(item, settings, "everything: tests are contained on Linux only (run them there)")
         return
     try:
-        spec = spec.resolve(_total_memory())
+        spec = spec.resolve(total_memory())
         check_here(spec, layers)
     except CgroupError as error:
         item.stash[trouble_key] = Trouble(str(error), on_this_host=True)
@@ -441,7 +429,3 @@ def _without(spec: Spec, fields: list[str]) -> Spec:
     """*spec* without *fields*, and without what needs them."""
     dropped = {*fields, *(needing for field in fields for needing in NEEDING.get(field, ()))}
     return replace(spec, **{field: getattr(_DEFAULTS, field) for field in dropped})
-
-
-def _total_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

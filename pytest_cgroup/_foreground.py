@@ -37,6 +37,8 @@ DESCRIPTION = (
     "the container, 126 for a command that can't be executed, 127 for one that is not there."
 )
 _SI_USER = 0  # siginfo: sent by kill(2) and friends, and not by a terminal
+#: fields that say something of tests, or of siblings, which a single command has not
+NO_OPTION = (*OF_TESTS, "slice")
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGALRM")
 _FOLLOWED = ("SIGCHLD", "SIGTSTP", "SIGCONT")
 
@@ -61,7 +63,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing on stderr of what was used")
     group = parser.add_argument_group("the container", "as the arguments of the marker `contained`, see the docs")
     for field in FIELDS:
-        if field.name in OF_TESTS:
+        if field.name in NO_OPTION:
             continue
         options: dict[str, Any] = {"help": f"{field.help}; {field.allowed}".replace("%", "%%")}
         if field.kind == "flag":

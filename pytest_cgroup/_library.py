@@ -23,6 +23,7 @@ from ._left import complain
 from ._life import Life
 from ._ports import Network, parse_ports
 from ._run import Completed
+from ._slice import Slice
 from ._station import living
 from ._visit import Visit
 from .exceptions import ContainerError
@@ -61,6 +62,8 @@ class Container:
         ports: TCP ports to be published at 127.0.0.1, ``{8080: 0}``: the one inside, and the one outside, 0 for any
             that is free. It takes a network of its own, and brings ``net_ns``; see `ports`.
         network: the private network that it shares with others, instead of one of its own.
+        slice: the parent that it has in common with others, a `Slice`, or the name of one; of one that nobody has made,
+            and that the ini ``contained_slices`` has not, it is made without limits.
         spec: what is asked of it, as the arguments of the marker ``contained``: ``memory="64M", pid_ns=True``.
 
     Raises:
@@ -80,9 +83,13 @@ class Container:
         name: str = "container",
         ports: Mapping[int, int] | None = None,
         network: Network | None = None,
+        slice: Slice | str | None = None,
         **spec: Any,
     ) -> None:
         self._ports, self._network = parse_ports(ports, spec, network), network
+        self._slice = slice if isinstance(slice, Slice) else None
+        if slice is not None:
+            spec["slice"] = slice if self._slice is None else self._slice.name
         self._spec = parse(spec)
         self.name = name
         self._asked = spec
@@ -155,6 +162,8 @@ class Container:
         """
         if self._life is not None:
             raise ContainerError(f"container {self.name} was started already", operation="start")
+        if self._slice is not None:
+            self._slice.check()
         life = self._life = Life(
             self.name, self._spec, self._asked, self._backend_name, ports=self._ports, network=self._network
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from . import _station, _watcher
 from ._asked import parse_change, safe_name
+from ._backends import refuse_what_is_missing
 from ._container import KILL_SECONDS, SETTLE_SECONDS
 from ._events import Events
 from ._outcome import Leak, Outcome, Usage
@@ -28,7 +29,7 @@ from .exceptions import ContainerError, ContainerTimeout, NotOffered
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._backends import Backend, Tree
+    from ._backends import Tree
     from ._forked import Forked
     from ._popen import Launcher, Popen
     from ._ports import Network, Published
@@ -101,7 +102,7 @@ class Life:
         self.after_end: list[Callable[[], object]] = []
         station = _station.station()
         host, self._backend = station.backend(backend)
-        _refuse_what_is_missing(self._backend, spec)
+        refuse_what_is_missing(self._backend, spec, "contained")
         network_of = None if network is None else network.pid
         self._published: Published | None = None
         self.tree: Tree = self._backend.create(spec, station.next_name(safe_name(name)))
@@ -245,7 +246,7 @@ class Life:
     def change(self, limits: dict[str, Any]) -> None:
         """Set other limits: see `Container.update`."""
         spec, change = parse_change(self._asked, limits)
-        _refuse_what_is_missing(self._backend, spec, operation="update")
+        refuse_what_is_missing(self._backend, spec, "update")
         with self._starting:
             self.tree.change(change)
             self._asked = {**self._asked, **limits}
@@ -404,13 +405,4 @@ class Life:
             not_enforced=self._backend.weaker(self.spec),
             limits=limits,
             notes=tuple(notes),
-        )
-
-
-def _refuse_what_is_missing(backend: Backend, spec: Spec, operation: str = "contained") -> None:
-    if lacking := backend.missing(spec):
-        raise NotOffered(
-            f"{operation}: this host can't honour "
-            + "; ".join(f"{field}: {why.reason} ({why.remedy})" for field, why in lacking),
-            missing=tuple(field for field, _ in lacking),
         )

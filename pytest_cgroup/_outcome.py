@@ -276,7 +276,8 @@ def _describe(outcome: Outcome) -> str:
         case "oom":
             text = f"out of memory: killed{phase} at its own limit{also(limit('memory'), peak)}"
         case "oom-ancestor":
-            text = f"out of memory: killed{phase}, not at its own limit: a cgroup above or the host ran out{also(peak)}"
+            above = f"its slice {limits['slice']}, a cgroup above" if "slice" in limits else "a cgroup above"
+            text = f"out of memory: killed{phase}, not at its own limit: {above} or the host ran out{also(peak)}"
         case "timeout":
             wall = f" after {format_seconds(usage.wall_seconds)}" if usage.wall_seconds else ""
             text = f"timeout: killed{phase}{wall}{also(limit('timeout'))}"

@@ -28,6 +28,8 @@ from ._process import ProcessId
 LEAF = "main"
 #: in a session's cgroup: where pytest stands while leaks are looked for in place, and what it then starts
 SHARED = "shared"
+#: in a session's cgroup: begins the name of what is no container, but holds those of one slice
+SLICE = "slice-"
 COOKIE = "PYTEST_CGROUP_SESSION"
 #: PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h
 _INITIAL_PID_NS = 0xEFFFFFFC
@@ -152,6 +154,18 @@ def signature(directory: str) -> Signature | str:
 def is_session(name: str) -> bool:
     """Whether a directory of this name can be a session's."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_slice(directory: str) -> bool:
+    """Whether it can be a slice's, in a session's."""
+    above, name = os.path.split(directory)
+    return name.startswith(SLICE) and is_session(os.path.basename(above))
+
+
+def is_containers(directory: str) -> bool:
+    """Whether it can be a container's, in a session's or in a slice of it."""
+    above = os.path.dirname(directory)
+    return is_session(os.path.basename(above)) or is_slice(above)
 
 
 def owner_of(pid: int) -> Owner | None:

@@ -32,7 +32,7 @@ from ._kernel_files import mkdir, move_all, read_file, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
 from ._ownership import LEAF as LEAF
-from ._ownership import is_session, sign
+from ._ownership import is_containers, sign
 from ._process import ProcessId
 from ._refusal import refused
 from .exceptions import ContainerError, NotOffered
@@ -187,11 +187,7 @@ class Placement:
             directory = own_directory(mount, own.get(keys[0], "/"))
             if relative is not None and os.path.isdir(f"{mount.mount_point}/{relative}"):
                 directory = os.path.normpath(f"{mount.mount_point}/{relative}")
-            if (
-                self._all_ours
-                and directory is not None
-                and not is_session(os.path.basename(os.path.dirname(directory)))
-            ):
+            if self._all_ours and directory is not None and not is_containers(directory):
                 found.missing.update(_lacking.not_in_container(keys))
             elif directory is None:
                 found.missing["cgroup"] = _lacking.not_shown(mount)

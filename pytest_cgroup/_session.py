@@ -210,16 +210,17 @@ class Session:
         if sys.platform == "linux" and self._host is None:
             with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
                 self._step_aside()
-        if self.settings.limits_workers and self._host is not None and self._backend is not None:
+        limits = self.settings.of_a_worker
+        if limits is not None and self._host is not None and self._backend is not None:
             from ._xdist import WorkerLimits
 
-            self.config.pluginmanager.register(WorkerLimits(self.config, self._host, self._backend), "cgroup-workers")
+            self.config.pluginmanager.register(WorkerLimits(limits, self._host, self._backend), "cgroup-workers")
 
     def _step_aside(self) -> None:
         from ._guard import watch_over
         from ._placement import has_to_step_aside
 
-        if not (has_to_step_aside() or self.settings.limits_workers):
+        if not (has_to_step_aside() or self.settings.of_a_worker):
             return
         host, backend = self._use()
         if backend.name == "cgroup":
@@ -282,11 +283,13 @@ class Session:
             settings = self.settings
             self._host = Host(settings.base, scope=settings.scope, take_over=settings.take_over)
             try:
-                self._backend = _backends.choose(self._host, self.settings.backend)
+                self._backend = _backends.choose(self._host, settings.backend, settings.slices)
             except BaseException:
                 self._host.close()
                 raise
-            _backends.of_this_run = _backends.Run(self._owner, self._host, self._backend, settings.backend)
+            _backends.of_this_run = _backends.Run(
+                self._owner, self._host, self._backend, settings.backend, settings.slices
+            )
             self._tell_backend(self._host, self._backend)
         return self._host, self._backend
 

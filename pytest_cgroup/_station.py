@@ -86,7 +86,8 @@ class Station:
             if self._host is None:
                 self._host = Host(scope=not inside, all_ours=inside)
             if name not in self._backends:
-                self._backends[name] = _backends.choose(self._host, name)
+                chosen = _backends.choose(self._host, name, {} if run is None else run.slices)
+                self._backends[name] = self._backends.setdefault(chosen.name, chosen)  # one of a kind, whatever asked
             backend = self._backends[name]
             if not (self._watched or inside):  # inside, the end of that container is all it takes
                 self._watched = True

@@ -20,7 +20,7 @@ from ._cgroup import PREFIX, Cgroup
 from ._host import nothing_at_all
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
-from ._ownership import LEAF, SHARED, is_session, owner_of
+from ._ownership import LEAF, SHARED, is_session, is_slice, owner_of
 from ._process import stat_fields
 from ._units import format_size
 
@@ -59,7 +59,7 @@ def look(*, everybody: bool) -> list[Row]:
     found: dict[tuple[str, str], _Place] = {}
     for mount in cgroup_mounts(read_file("/proc/self/mountinfo")):
         for session, path in _containers(mount.mount_point, everybody=everybody):
-            place = found.setdefault((session, os.path.basename(path)), _Place())
+            place = found.setdefault((session, _shown(path)), _Place())
             if mount.version == 2:
                 place.unified = path
             else:
@@ -83,7 +83,7 @@ def _containers(top: str, *, everybody: bool) -> Iterator[tuple[str, str]]:
     """The containers below *top*, each after the name of the session that it stands in; nested ones, too."""
     todo = [top]
     for directory in todo:
-        session = os.path.basename(directory)
+        session = os.path.basename(os.path.dirname(directory) if is_slice(directory) else directory)
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
@@ -93,6 +93,12 @@ def _containers(top: str, *, everybody: bool) -> Iterator[tuple[str, str]]:
                     continue
                 if everybody or entry.stat().st_uid == os.geteuid():
                     yield session, entry.path
+
+
+def _shown(path: str) -> str:
+    """The name of a container; in a slice after the slice's."""
+    above, name = os.path.split(path)
+    return f"{os.path.basename(above)}/{name}" if is_slice(above) else name
 
 
 def _row(session: str, name: str, cgroup: Cgroup, now: float) -> Row | None:

@@ -62,7 +62,8 @@ def _how(outcome: Outcome) -> str:
 def notes(outcome: Outcome) -> list[str]:
     """What a person should know beside how it ended."""
     hits = outcome.usage.pids_max_hits
-    limit = outcome.limits.get("pids", "set above it")
+    above = f"of its slice {outcome.limits['slice']}" if "slice" in outcome.limits else "set above it"
+    limit = outcome.limits.get("pids", above)
     return [
         *([f"the pids limit ({limit}) was hit {plural(hits, 'time')}: fork failed with EAGAIN"] if hits else ()),
         *outcome.notes,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ._config import worker_spec
 from ._kernel_files import move_all
 from ._ownership import LEAF
 from .exceptions import CgroupError
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from ._backends import Backend
     from ._backends.cgroup import CgroupTree
     from ._host import Host
+    from ._spec import Spec
 
 #: under this name a controller tells a worker why it has no limit
 LACKING = "pytest_cgroup_lacking"
@@ -31,8 +31,8 @@ LACKING = "pytest_cgroup_lacking"
 class WorkerLimits:
     """The controller's plugin, where ``contained_worker`` is set."""
 
-    def __init__(self, config: pytest.Config, host: Host, backend: Backend) -> None:
-        self._spec = worker_spec(config)
+    def __init__(self, spec: Spec, host: Host, backend: Backend) -> None:
+        self._spec = spec
         self._host = host
         self._backend = backend
         self._trees: dict[str, CgroupTree] = {}

@@ -6,6 +6,7 @@ A `Backend` makes a `Tree`: one container's processes, as that backend can hold,
 from __future__ import annotations
 
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .._host import NAMESPACES, nothing_at_all
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """A run of pytest in this process: what it makes containers with, and the name that it asked for that by."""
+    """A run of pytest in this process: what it makes containers with, and the name that it asked for that by.
+
+    ``slices`` are the limits of the slices that it knows: in a contained test there are such, too, inside.
+    """
 
     pid: int
     host: Host
     backend: Backend
     asked: str
+    slices: Mapping[str, Spec]
 
 
 #: containers that are made meanwhile, in a test as elsewhere, are made with the same
@@ -179,8 +184,8 @@ def _as_missing(reason: str, remedy: str) -> Missing:
     return Missing(reason, remedy)
 
 
-def choose(host: Host, name: str = "auto") -> Backend:
-    """The backend *name*, or for ``"auto"`` the highest rung that works here.
+def choose(host: Host, name: str = "auto", slices: Mapping[str, Spec] = MappingProxyType({})) -> Backend:
+    """The backend *name*, or for ``"auto"`` the highest rung that works here; *slices*: the limits of those known.
 
     Raises:
         NotOffered: *name* was asked for and does not work here, or nothing does.
@@ -195,10 +200,26 @@ def choose(host: Host, name: str = "auto") -> Backend:
         return ProcessBackend(host, by_name=True)
     cgroup = host.capability("cgroup")
     if cgroup.offered:
-        return CgroupBackend(host)
+        return CgroupBackend(host, slices)
     if name == "cgroup":
         raise NotOffered(f"--cgroup-backend=cgroup: {cgroup.reason}", remedy=cgroup.remedy, missing=("cgroup",))
     return ProcessBackend(host)
+
+
+def refuse_what_is_missing(backend: Backend, spec: Spec, what: str) -> None:
+    """*what* asks for *spec*, and gets it whole or not at all.
+
+    Raises:
+        NotOffered: this host can't honour it; the reason and the remedy are named.
+    """
+    from ..exceptions import NotOffered
+
+    if lacking := backend.missing(spec):
+        raise NotOffered(
+            f"{what}: this host can't honour "
+            + "; ".join(f"{field}: {why.reason} ({why.remedy})" for field, why in lacking),
+            missing=tuple(field for field, _ in lacking),
+        )
 
 
 def check_base(host: Host, base: str) -> None:

@@ -6,21 +6,25 @@ import contextlib
 import dataclasses
 import errno
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
 from .. import _cgroup_v1 as v1
 from .._host import LIMIT_FILES
 from .._kernel_files import join
+from .._ownership import SLICE
 from .._placement import Missing
+from .._spec import Spec
 from ..exceptions import ContainerError
 from . import missing_identity, missing_namespaces
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .._cgroup import Cgroup
     from .._host import Host
     from .._outcome import Usage
-    from .._spec import Spec
 
 #: the period of cpu.max that cores are turned into, in microseconds: the kernel's own default
 _PERIOD_USEC = 100_000
@@ -31,14 +35,25 @@ _GRACE_PERIOD_SECONDS = 0.005
 _V1_OF_FIELD = {"cpu": "cpu", "cpu_weight": "cpu", "cpuset": "cpuset"}
 
 
+_UNLIMITED = Spec(oom_group=False)
+
+
 class CgroupBackend:
-    """Containers as cgroups below the session's."""
+    """Containers as cgroups below the session's, or below that of a slice.
+
+    Args:
+        host: this machine.
+        slices: the limits of the slices that are known to have any, by their names.
+    """
 
     name = "cgroup"
     needs_reaper = False
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, slices: Mapping[str, Spec]) -> None:
         self.host = host
+        self._asked_of_slices = {**slices}
+        self._slices: dict[str, CgroupTree] = {}
+        self._making_slices = threading.RLock()
         session = host.placement.session
         assert session is not None, "choose() gives this backend only where a cgroup can be made"
         self.session = session
@@ -59,6 +74,11 @@ class CgroupBackend:
             capability = self.host.capability(field)
             if not capability.offered:
                 lacking.append((field, Missing(capability.reason, capability.remedy)))
+        if (limits := self._asked_of_slices.get(spec.slice or "")) is not None:
+            lacking += [
+                ("slice", Missing(f"{spec.slice} has {field}, and {why.reason}", why.remedy))
+                for field, why in self.missing(limits)
+            ]
         return lacking
 
     def weaker(self, spec: Spec) -> tuple[str, ...]:
@@ -67,7 +87,22 @@ class CgroupBackend:
         return ("swap: this kernel does not account for it, the memory limit does not hold what is swapped out",)
 
     def create(self, spec: Spec, name: str, *, nests: bool = False) -> CgroupTree:
-        cgroup = self.session.child(name, None if nests else self._measured | self._controllers(spec))
+        within = None if spec.slice is None else self._slice(spec.slice)
+        above = self.session if within is None else within.cgroup
+        # what limits a slice, holds for who is in that hierarchy of it
+        everywhere = nests or within is not None
+        tree = self._make(above.child(name, None if everywhere else self._measured | self._controllers(spec)), spec)
+        try:
+            tree.listen()
+        except BaseException:
+            with contextlib.suppress(ContainerError):
+                tree.remove()
+            raise
+        if within is not None:
+            tree.stands_in(str(spec.slice), within)
+        return tree
+
+    def _make(self, cgroup: Cgroup, spec: Spec) -> CgroupTree:
         cgroup.make()
         try:
             tree = CgroupTree(cgroup)
@@ -77,6 +112,43 @@ class CgroupBackend:
             raise
         try:
             tree.limit(spec, swap=spec.memory is not None and self.host.capability("swap").offered)
+        except BaseException:
+            with contextlib.suppress(ContainerError):
+                tree.remove()
+            raise
+        return tree
+
+    def open_slice(self, name: str, spec: Spec) -> CgroupTree:
+        """A slice with limits of its own: the cgroup that holds those of the containers that name it.
+
+        Raises:
+            ContainerError: there is one of this name, or the kernel refused something.
+        """
+        with self._making_slices:
+            if name in self._slices or name in self._asked_of_slices:
+                raise ContainerError(f"there is a slice {name} already", operation="start", remedy="take another name")
+            tree = self._slices[name] = self._make_slice(name, spec)
+            return tree
+
+    def close_slice(self, name: str) -> None:
+        """It is to go, and takes in no more; where a container is still in it, it goes with the session."""
+        with self._making_slices:
+            if (tree := self._slices.pop(name, None)) is not None:
+                with contextlib.suppress(ContainerError):
+                    tree.cgroup.remove(0.0)
+
+    def _slice(self, name: str) -> CgroupTree:
+        """The slice *name*, made with the first container that is in it."""
+        with self._making_slices:
+            if name not in self._slices:
+                self._slices[name] = self._make_slice(name, self._asked_of_slices.get(name) or _UNLIMITED)
+            return self._slices[name]
+
+    def _make_slice(self, name: str, spec: Spec) -> CgroupTree:
+        tree = self._make(self.session.child(f"{SLICE}{name}"), spec)
+        tree.started(0)  # nobody joins it: who is in it is in one of its containers
+        try:
+            tree.cgroup.delegate()
         except BaseException:
             with contextlib.suppress(ContainerError):
                 tree.remove()
@@ -102,6 +174,8 @@ class CgroupTree:
         self._ooms = self._ooms_above = 0
         self._procs = cgroup.open_procs()
         self._joined: tuple[float, int] | None = None
+        self._slice: Cgroup | None = None
+        self._slice_hits = 0
 
     def limit(self, spec: Spec, *, swap: bool) -> None:
         """Set every limit of *spec*, each read back; what the kernel rounded is kept as what is in force."""
@@ -112,8 +186,12 @@ class CgroupTree:
                 self.limits[field] = self._set(field, value)
         for file, value in dict(spec.controls or {}).items():
             self.limits[file] = self.cgroup.set(file, str(value))
-        if self._limits_memory():
-            self._listen()
+
+    def stands_in(self, name: str, tree: CgroupTree) -> None:
+        """It is a container of the slice *name*, which is *tree*."""
+        self._slice, self._slice_hits = tree.cgroup, _pids_hits(tree.cgroup)
+        limits = ", ".join(f"{field}={value}" for field, value in tree.limits.items())
+        self.limits["slice"] = f"{name} ({limits})" if limits else name
 
     def change(self, spec: Spec) -> None:
         swap = spec.memory is not None and "swap" in self.limits
@@ -122,8 +200,8 @@ class CgroupTree:
         for field, value in _limits(spec, swap=swap):
             if field != "oom_group":
                 self.limits[field] = self._set(field, value)
-        if self.oom_fd is None and self._limits_memory():
-            self._listen()
+        if self.oom_fd is None:
+            self.listen()
 
     def _set(self, field: str, value: str) -> str:
         file = LIMIT_FILES[field]
@@ -142,9 +220,9 @@ class CgroupTree:
         if "memory" not in self.cgroup.controllers and self.cgroup.offers("memory.oom.group"):
             self.cgroup.set("memory.oom.group", "1")
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """v1 counts no OOM, but tells of each: here, and in the cgroup above, so that the two can be told apart."""
-        if directory := self.cgroup.controllers.get("memory"):
+        if self._limits_memory() and (directory := self.cgroup.controllers.get("memory")):
             self.oom_fd = v1.oom_eventfd(directory)
             self._oom_above_fd = v1.oom_eventfd(os.path.dirname(directory))
 
@@ -204,7 +282,10 @@ class CgroupTree:
         self.cgroup.thaw()
 
     def usage(self) -> Usage:
-        return self.cgroup.usage()
+        usage = self.cgroup.usage()
+        if self._slice is None or (hits := _pids_hits(self._slice) - self._slice_hits) <= 0:
+            return usage
+        return dataclasses.replace(usage, pids_max_hits=(usage.pids_max_hits or 0) + hits)
 
     def cpu_seconds(self) -> float | None:
         return self.cgroup.cpu_seconds()
@@ -244,6 +325,11 @@ class CgroupTree:
                 os.close(fd)
         self.oom_fd = self._oom_above_fd = None
         self.cgroup.remove()
+
+
+def _pids_hits(cgroup: Cgroup) -> int:
+    """How often its own limit was hit, wherever below it; before Linux 6.11 that counts where the fork was tried."""
+    return cgroup.events("pids.events.local").get("max", 0)
 
 
 def _count(eventfd: int | None) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _UNENFORCEABLE = ("swap", "memory_high", "pids", "cpu", "cpu_weight", "io", "io_weight", "controls")
 _NEEDS = {
+    "slice": "needs a cgroup, which its containers share",
     "pids": "needs a cgroup, and RLIMIT_NPROC is no substitute (it counts all processes of the user)",
 }
 _WATCH_SECONDS = 0.05
@@ -57,7 +58,7 @@ class ProcessBackend:
     def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
         lacking = missing_namespaces(self.host, spec) + missing_identity(spec)
         why, remedy = self._why.reason, self._why.remedy
-        for field in _UNENFORCEABLE:
+        for field in (*_UNENFORCEABLE, "slice"):
             value = getattr(spec, field)
             if value is None or value == () or value == {} or (field == "swap" and value == 0):
                 continue

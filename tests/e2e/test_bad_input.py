@@ -37,7 +37,6 @@ MARKERS = {
     "no_readonly": ('readonly=["/no/such/path"]', ["readonly='/no/such/path'", "no such path"]),
     "no_hidden": ('hidden="/no/such/path"', ["hidden='/no/such/path'", "no such path"]),
     "in_place": ('isolation="shared", pids=5', ["pids=5", "would hold for pytest itself"]),
-    "not_yet_slice": ('slice="db"', ["slice='db'", "not there yet"]),
     "positional": ('"64M"', ["('64M',)", "by keyword"]),
 }
 HOSTILE = """
@@ -151,7 +150,6 @@ USAGE = {
     "--contained=memory=64MB": ["memory='64MB'", "(--contained)", "powers of 1024"],
     "--contained=expect=timeout": ["expect='timeout'", "(--contained)"],
     "--contained=user=nobody-such": ["user='nobody-such'", "(--contained)", "no such user"],
-    "--contained=slice=db": ["slice='db'", "(--contained)", "not there yet"],
     "--contained=io={": ["io=", "not JSON"],
     "-o contained=pids=0": ["pids='0'", "(ini contained)", "1 to 4194304"],
     "-o contained=readonly=/no/such/path": ["readonly='/no/such/path'", "(ini contained)"],

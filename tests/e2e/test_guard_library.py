@@ -51,7 +51,8 @@ def test_it(server): stay(server)
 """
 _PROGRAM = """
 import pytest_cgroup
-with pytest_cgroup.Container(backend=sys.argv[1]) as container: stay(container)
+asked = {"slice": "db"} if sys.argv[1] == "cgroup" else {}
+with pytest_cgroup.Container(backend=sys.argv[1], **asked) as container: stay(container)
 """
 
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from pytest_cgroup import Outcome
-from pytest_cgroup._asked import OF_TESTS
+from pytest_cgroup._foreground import NO_OPTION
 from pytest_cgroup._spec import FIELDS
 from tests.as_user import OrdinaryUser
 
@@ -89,7 +89,7 @@ def test_no_command_at_all() -> None:
 def test_each_field_is_an_option() -> None:
     text = run("--help").stdout
     for field in FIELDS:
-        assert (f"--{field.name.replace('_', '-')}" in text) is (field.name not in OF_TESTS), field.name
+        assert (f"--{field.name.replace('_', '-')}" in text) is (field.name not in NO_OPTION), field.name
 
 
 @pytest.mark.requires("cgroup", "memory", "pids")

@@ -21,13 +21,6 @@ def test_a_later_layer_wins() -> None:
     assert (spec.pids, spec.cpu, spec.timeout) == (2, 1.0, 3.0)
 
 
-@pytest.mark.parametrize(("field", "value"), [("slice", "db")])
-def test_what_is_not_there_yet_is_refused_where_it_was_written(field: str, value: str) -> None:
-    with pytest.raises(SpecError, match="not there yet") as caught:
-        merged((("ini", {field: value}), ("marker", {"pids": 1})))
-    assert (caught.value.field, caught.value.where) == (field, "ini")
-
-
 def test_a_contradiction_names_every_place() -> None:
     with pytest.raises(SpecError) as caught:
         merged((("ini", {"memory": 4096}), ("marker", {"memory_high": 8192})))
