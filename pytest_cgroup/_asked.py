@@ -80,6 +80,19 @@ def known_backend(name: str) -> str:
     return name
 
 
+def parse_init(value: bool, spec: Spec) -> bool:
+    """Whether the pid namespace of *spec* has an init.
+
+    Raises:
+        SpecError: it is no flag, or there is no pid namespace.
+    """
+    if not isinstance(value, bool):
+        raise SpecError("init", value, "is no flag", where=_WHERE, allowed="True or False")
+    if not value and not spec.pid_ns:
+        raise SpecError("init", value, "is about pid_ns, which is not asked for", where=_WHERE, allowed="with pid_ns")
+    return value
+
+
 def safe_name(name: str) -> str:
     """Part of a directory's name, whatever *name* holds."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60].strip("_") or "container"

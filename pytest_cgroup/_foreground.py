@@ -61,6 +61,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--cgroup-backend", choices=("auto", "cgroup", "process"), default="auto", help="as pytest's")
     parser.add_argument("--usage-json", metavar="FILE", help="write what came of it, a JSON object")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing on stderr of what was used")
+    parser.add_argument(
+        "--init",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with --pid-ns: --no-init makes the command PID 1, which ends by no signal that it has no handler for",
+    )
     group = parser.add_argument_group("the container", "as the arguments of the marker `contained`, see the docs")
     for field in FIELDS:
         if field.name in NO_OPTION:
@@ -114,7 +120,8 @@ def _run(argv: list[str], options: argparse.Namespace) -> tuple[int, Outcome]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     watched = {getattr(signal, name) for name in (*_PASSED_ON, *_FOLLOWED)}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # also in the threads that are started from now on
-    container = Container(backend=options.cgroup_backend, name=os.path.basename(argv[0]) or "run", **spec).start()
+    name = os.path.basename(argv[0]) or "run"
+    container = Container(backend=options.cgroup_backend, name=name, init=options.init, **spec).start()
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # it is inherited
         try:

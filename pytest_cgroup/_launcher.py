@@ -9,8 +9,8 @@ asked for in the order that ``_posixsubprocess`` does it, and execs; what fails 
 own words, so that Python's own errors come of it.
 
 A container with namespaces has a launcher of its own, forked by the first one, that has stepped into them; with a pid
-namespace its children are born there, and beside it an init, PID 1, adopts and reaps orphans. Neither is in the
-container's cgroup::
+namespace its children are born there, and beside it an init, PID 1, adopts and reaps orphans; or, where no init is
+wanted, the first program is PID 1. Neither launcher nor init is in the container's cgroup::
 
     we ─┬─ launcher
         ├─ launcher of a container with namespaces ── init
@@ -18,7 +18,8 @@ container's cgroup::
         └─ program
 
 Without a cgroup a tree can be held only by somebody above it who adopts its orphans. There a container's own launcher
-is that: the programs are *its* children, and it tells how each ended (`_serve`, ``own``).
+is that: the programs are *its* children, and it tells how each ended (`_serve`, ``own``). So it is where no init is
+wanted: a PID 1 ends only when all others of its namespace have been waited for, which who waits for it need not do.
 
 Whoever speaks here is our own parent, over a socket that nobody else has: a message is marshalled, after its length and
 the number of descriptors that come with it.
@@ -27,6 +28,7 @@ the number of descriptors that come with it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import marshal
 import os
@@ -48,6 +50,8 @@ if sys.platform == "linux":  # the package imports elsewhere, too
 _HEADER = struct.Struct("=II")
 _INT = struct.Struct("=i")
 _MOST_FDS = 250  # SCM_MAX_FD is 253
+#: the next program is PID 1 of a new pid namespace, and it is to mount the /proc of that
+_pid_1_is_to_come = False
 #: what a descriptor is for, where it is not the number that it gets in the program
 DOOR, ERRORS, TOLD, CWD = -1, -2, -3, -4
 
@@ -169,9 +173,11 @@ def _answer(
             _forward(message, fds)
         trace("fork: a forwarder of ports %s: pid %d", message["forward"], pid)
         return {"pid": pid}
+    global _pid_1_is_to_come
     pid = os.fork() if told is not None else _syscalls.clone_sibling()
     if pid == 0:
         _become(message, fds, own=told is not None)
+    _pid_1_is_to_come = False
     trace("fork: %s: pid %d", message["argv"], pid)
     if told is not None:
         told[pid] = os.dup(fds[message["targets"].index(TOLD)])
@@ -248,6 +254,7 @@ def _enter(message: dict[str, Any]) -> int | None:
     """Step into all the namespaces that are asked for; the pid of the init, where there is one."""
     from ._namespaces import Namespaces, enter_user_namespace, join_network, set_up, unshare_pid
 
+    global _pid_1_is_to_come
     shares_user_ns = message["network_of"] is not None and join_network(message["network_of"])
     if message["user_ns"] and not shares_user_ns:
         enter_user_namespace(uid=os.getuid(), gid=os.getgid())
@@ -257,7 +264,11 @@ def _enter(message: dict[str, Any]) -> int | None:
             set_up(namespaces)
         return None
     unshare_pid()
-    return _fork_init(namespaces)
+    if message["init"]:
+        return _fork_init(namespaces)
+    set_up(dataclasses.replace(namespaces, new_proc=False))
+    _pid_1_is_to_come = True
+    return None
 
 
 def _fork_init(namespaces: Any) -> int:
@@ -314,6 +325,10 @@ def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
             for limit, pair in message["rlimits"].items():  # ours as they are now
                 if resource.getrlimit(limit) != pair:
                     resource.setrlimit(limit, pair)
+            if _pid_1_is_to_come:
+                from ._namespaces import mount_proc  # it is imported already
+
+                mount_proc()
             if own:
                 _syscalls.set_pdeathsig(signal.SIGKILL)  # its launcher holds the tree, and shall not end before it
             take_on(message.get("entry") or {})

@@ -16,7 +16,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._asked import known_backend, parse, parse_output_limit
+from ._asked import known_backend, parse, parse_init, parse_output_limit
 from ._call import call
 from ._commands import Commands
 from ._left import complain
@@ -62,6 +62,8 @@ class Container:
         ports: TCP ports to be published at 127.0.0.1, ``{8080: 0}``: the one inside, and the one outside, 0 for any
             that is free. It takes a network of its own, and brings ``net_ns``; see `ports`.
         network: the private network that it shares with others, instead of one of its own.
+        init: PID 1 of its pid namespace, where it has one, is a process of ours, which reaps orphans; without it the
+            first program is PID 1, gets no signal that it has no handler for, and takes everything along when it ends.
         slice: the parent that it has in common with others, a `Slice`, or the name of one; of one that nobody has made,
             and that the ini ``contained_slices`` has not, it is made without limits.
         spec: what is asked of it, as the arguments of the marker ``contained``: ``memory="64M", pid_ns=True``.
@@ -84,6 +86,7 @@ class Container:
         ports: Mapping[int, int] | None = None,
         network: Network | None = None,
         slice: Slice | str | None = None,
+        init: bool = True,
         **spec: Any,
     ) -> None:
         self._ports, self._network = parse_ports(ports, spec, network), network
@@ -91,6 +94,7 @@ class Container:
         if slice is not None:
             spec["slice"] = slice if self._slice is None else self._slice.name
         self._spec = parse(spec)
+        self._init = parse_init(init, self._spec)
         self.name = name
         self._asked = spec
         self._backend_name = known_backend(backend)
@@ -165,7 +169,13 @@ class Container:
         if self._slice is not None:
             self._slice.check()
         life = self._life = Life(
-            self.name, self._spec, self._asked, self._backend_name, ports=self._ports, network=self._network
+            self.name,
+            self._spec,
+            self._asked,
+            self._backend_name,
+            ports=self._ports,
+            network=self._network,
+            init=self._init,
         )
         life.face = self
         self._commands = Commands(life.start_process, life.pids, life.alive)
@@ -177,8 +187,8 @@ class Container:
         """Start a program in it: a real `subprocess.Popen`, with all of its arguments but ``preexec_fn``.
 
         The process is in the container, with everything that was asked of it, before the program begins, and it is a
-        child of this process; on the process backend it is the child of a process of ours, where `os.waitpid` does not
-        reach, and Popen's own methods do.
+        child of this process; on the process backend, and without an init, it is the child of a process of ours, where
+        `os.waitpid` does not reach, and Popen's own methods do.
 
         Raises:
             OSError: as Popen does, of a program that is not there.

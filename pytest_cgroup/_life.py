@@ -66,6 +66,7 @@ class Life:
         backend: "auto", or the name of one.
         ports: those to be published, the inside ones by the outside ones.
         network: the one that it shares with others.
+        init: its pid namespace, if it has one, has an init.
 
     Raises:
         NotOffered: this host can't honour what was asked; the reason and the remedy are named.
@@ -81,6 +82,7 @@ class Life:
         *,
         ports: dict[int, int] | None = None,
         network: Network | None = None,
+        init: bool = True,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -113,9 +115,10 @@ class Life:
                 spec=spec,
                 host=host,
                 tree=self.tree,
-                own=self._backend.needs_reaper,
+                own=self._backend.needs_reaper or not init,
                 announce=host.announce,
                 network_of=network_of,
+                init=init,
             )
             if ports:
                 self._publish(launcher, ports, host.announce)

@@ -44,6 +44,7 @@ __all__ = [
     "follow",
     "join_network",
     "look_up",
+    "mount_proc",
     "rejoin_pid",
     "set_up",
     "unshare_pid",
@@ -291,10 +292,7 @@ def _arrange_mounts(ns: Namespaces, readonly: list[str], hidden: list[str], cwd:
     with step("can't cut the mounts off from the host's", "mount --make-rprivate", "/", remedy):
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
     if ns.new_proc:
-        with step("can't mount a /proc of the new pid namespace", "mount proc", "/proc", proc_remedy):
-            # In a user namespace a new /proc may be no laxer than the one that it covers.
-            flags = _mount_flags("/proc") | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
-            sc.mount("proc", "/proc", "proc", flags)
+        mount_proc()
     writable = _private_tmp((*ns.keep, *readonly)) if ns.private_tmp else []
     _make_readonly(readonly, writable)
     for path in hidden:
@@ -304,6 +302,18 @@ def _arrange_mounts(ns: Namespaces, readonly: list[str], hidden: list[str], cwd:
         remedy = "Start pytest in another directory, or do not hide this one"
         with step("the working directory can't be entered through the new mounts", "chdir", cwd, remedy):
             os.chdir(cwd)
+
+
+def mount_proc() -> None:
+    """Cover /proc by one of the pid namespace that this process is in; its mounts have to be its own already.
+
+    Raises:
+        ContainerError: the kernel refused it.
+    """
+    with step("can't mount a /proc of the new pid namespace", "mount proc", "/proc", proc_remedy):
+        # In a user namespace a new /proc may be no laxer than the one that it covers.
+        flags = _mount_flags("/proc") | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
+        sc.mount("proc", "/proc", "proc", flags)
 
 
 def _private_tmp(keep: Iterable[str]) -> list[str]:

@@ -115,11 +115,17 @@ class Launcher:
         return answer
 
     def branch(
-        self, namespaces: dict[str, Any], *, user_ns: bool, own: bool, network_of: int | None = None
+        self,
+        namespaces: dict[str, Any],
+        *,
+        user_ns: bool,
+        own: bool,
+        network_of: int | None = None,
+        init: bool = True,
     ) -> tuple[Launcher, int | None]:
         """A launcher for one container, in *namespaces*, and its init's pid; *own*: see `_launcher`.
 
-        *network_of* is a process whose network it joins.
+        *network_of* is a process whose network it joins; without *init* its first program is PID 1.
 
         Raises:
             ContainerError: it could not enter one.
@@ -128,6 +134,7 @@ class Launcher:
         with theirs:
             try:
                 asked = {"namespaces": namespaces, "user_ns": user_ns, "own": own, "network_of": network_of}
+                asked["init"] = init
                 pid = self.ask(asked, [theirs.fileno()])["pid"]
             except BaseException:
                 ours.close()

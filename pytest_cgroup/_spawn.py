@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ._popen import Popen
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ._backends import Tree
     from ._forked import Forked
@@ -36,6 +37,7 @@ class Spawner:
         own: the launcher has to stand above the tree.
         announce: tells of who stands above a tree: of the process with a pid, or of this one.
         network_of: a process whose network the container joins.
+        init: its pid namespace has an init; without, the first program is PID 1.
 
     Raises:
         ContainerError: a namespace could not be entered.
@@ -51,8 +53,12 @@ class Spawner:
         own: bool,
         announce: Callable[..., None],
         network_of: int | None = None,
+        init: bool = True,
     ) -> None:
         self._tree = tree
+        self._init = init
+        self._pid_1: Popen | None = None
+        self._has_begun = False
         self._own = own
         self._keeps_cwd = not spec.mount_ns
         self._announce = announce
@@ -67,30 +73,61 @@ class Spawner:
         self._in_namespaces = namespaces.any or user_ns or network_of is not None
         self._branched = own or self._in_namespaces
         if self._branched:
-            self.launcher, init = first.branch(
-                dataclasses.asdict(namespaces), user_ns=user_ns, own=own, network_of=network_of
+            self.launcher, pid_1 = first.branch(
+                dataclasses.asdict(namespaces), user_ns=user_ns, own=own, network_of=network_of, init=init
             )
-            tree.held_by(self.launcher.pid, frozenset(() if init is None else (init,)))
+            tree.held_by(self.launcher.pid, frozenset(() if pid_1 is None else (pid_1,)))
             if own:
                 announce(self.launcher.pid)
 
     def start(self, argv: Any, options: dict[str, Any]) -> Popen:
         """Start one, in the container before it begins; *options* are Popen's."""
-        process = Popen(
-            self.launcher,
-            argv,
-            doors=self._tree.doors(),
-            own=self._own,
-            entry=self.entry,
-            keeps_cwd=self._keeps_cwd,
-            **options,
-        )
+        with self._below_pid_1("popen"):
+            process = Popen(
+                self.launcher,
+                argv,
+                doors=self._tree.doors(),
+                own=self._own,
+                entry=self.entry,
+                keeps_cwd=self._keeps_cwd,
+                **options,
+            )
+        self._pid_1 = self._pid_1 or process
         self._processes = [each for each in self._processes if each.returncode is None]
         self._processes.append(process)
         return process
 
     def fork(self, function: Callable[[], NoReturn]) -> Forked:
         """Fork this process into the container, and call *function* there."""
+        if not (self._init or self._has_begun):
+            remedy = "start a program first, by popen, or take an init"
+            raise ContainerError("without an init a function can't be PID 1", operation="call", remedy=remedy)
+        with self._below_pid_1("call"):
+            return self._fork(function)
+
+    @contextlib.contextmanager
+    def _below_pid_1(self, operation: str) -> Iterator[None]:
+        """Without an init all hangs on the first program: in its pid namespace nothing begins after its end.
+
+        Raises:
+            ContainerError: it has ended.
+        """
+        if self._init:
+            yield
+            return
+        ended = "PID 1 of the container has ended, and all that was in its pid namespace with it"
+        over = ContainerError(ended, operation=operation, remedy="make another container, or one with an init")
+        if self._has_begun and (self._pid_1 is None or self._pid_1.poll() is not None):
+            raise over
+        self._has_begun = True
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOMEM:  # it ends just now
+                raise over from error
+            raise
+
+    def _fork(self, function: Callable[[], NoReturn]) -> Forked:
         forked = fork_into(
             function,
             doors=self._tree.doors(),
