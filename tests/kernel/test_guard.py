@@ -65,7 +65,8 @@ def test_silent_where_nothing_is_left(processes: bool) -> None:
 def test_a_clean_end(processes: bool) -> None:
     def function(host: Host, guard: Guard) -> None:
         host.close()
-        assert ProcessId.of(guard.pid) is None or not identity(guard.pid).alive
+        left = ProcessId.of(guard.pid)
+        assert left is None or not left.alive
 
     assert guarded(function, processes=processes) == ""
 
