@@ -197,7 +197,7 @@ def _bomb(lab: Lab, most: int, until: Callable[[bytes], bool], **asked: object) 
                 piece = os.read(reader, 4096)
                 assert piece, "the bomb ended by itself"
                 said += piece
-            pids = [identity(pid) for pid in live.container.tree.pids() if ProcessId.of(pid)]
+            pids = [found for pid in live.container.tree.pids() if (found := ProcessId.of(pid))]
             assert len(pids) > 20
         assert live.outcome is not None
         assert not any(pid.alive for pid in pids)
