@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _entry, _syscalls
 from ._kernel_files import join
-from ._launcher import take_on
 from ._process import descendants, fork, send_signal, signal_members
+from ._program import take_on
 from ._reaper import NOT_ENTERED, become_reaper, no_fork, tell
 from ._steps import step
 from .exceptions import CgroupError, ContainerError
@@ -100,7 +100,7 @@ def fork_into(
 
     Args:
         doors: descriptors to join by.
-        entry: what it takes on, see `_launcher`.
+        entry: what it takes on, see `_program`.
         namespaces_of: the pid of a process that is in the container's namespaces; None if it has none of its own.
         reaper: somebody has to stand above it.
         announce: called in the process above.

@@ -4,9 +4,8 @@ Theory of operation. ``subprocess`` forks a process that is a child of ours, and
 before its exec: other threads of ours may hold locks. So who steps into cgroups and namespaces in Python has to be
 forked by somebody else, a launcher: a process with one thread, started once, that listens at a socket. What it forks
 shall be *our* child all the same, so that waitpid(2) and everything else of a real Popen work: clone(2) with
-CLONE_PARENT makes it the launcher's sibling. It joins the container's cgroup in every hierarchy, does what Popen was
-asked for in the order that ``_posixsubprocess`` does it, and execs; what fails is told through Popen's own pipe, in its
-own words, so that Python's own errors come of it.
+CLONE_PARENT makes it the launcher's sibling. It is born in the container's cgroup, or joins it, in every hierarchy, and
+becomes the program (`_program`).
 
 A container with namespaces has a launcher of its own, forked by the first one, that has stepped into them; with a pid
 namespace its children are born there, and beside it an init, PID 1, adopts and reaps orphans; or, where no init is
@@ -40,11 +39,10 @@ import sys
 from typing import Any, NoReturn
 
 from . import _syscalls
-from ._kernel_files import join
+from ._program import BIRTHPLACE, TOLD, become, told
 from ._trace import trace
 
 if sys.platform == "linux":  # the package imports elsewhere, too
-    import fcntl
     import resource
 
 _HEADER = struct.Struct("=II")
@@ -52,46 +50,47 @@ _INT = struct.Struct("=i")
 _MOST_FDS = 250  # SCM_MAX_FD is 253
 #: the next program is PID 1 of a new pid namespace, and it is to mount the /proc of that
 _pid_1_is_to_come = False
-#: what a descriptor is for, where it is not the number that it gets in the program
-DOOR, ERRORS, TOLD, CWD = -1, -2, -3, -4
 
 
 # the wire, for both sides
 
 
 def send(sock: socket.socket, message: dict[str, Any], fds: list[int] | tuple[int, ...] = ()) -> None:
-    """One message, and descriptors with it."""
-    data = marshal.dumps(message)
-    sock.sendall(_HEADER.pack(len(data), len(fds)))
-    for first in range(0, len(fds), _MOST_FDS):
+    """One message, and descriptors with it: in one piece, where that is possible, so that the other side wakes once."""
+    text = marshal.dumps(message)
+    data = _HEADER.pack(len(text), len(fds)) + text
+    sent = socket.send_fds(sock, [data], list(fds[:_MOST_FDS])) if fds else 0
+    sock.sendall(data[sent:])
+    for first in range(_MOST_FDS, len(fds), _MOST_FDS):
         socket.send_fds(sock, [b"+"], list(fds[first : first + _MOST_FDS]))
-    sock.sendall(data)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """One message; None at the end."""
-    header = _read(sock, _HEADER.size)
-    if header is None:
+    fds: list[int] = []
+    if (header := _read(sock, _HEADER.size, fds)) is None:
         return None
     size, count = _HEADER.unpack(header)
-    fds: list[int] = []
-    while len(fds) < count:
-        # socket.recv_fds forgets its flags, and what is not closed on exec would keep Popen waiting for the exec.
-        more, control, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(_MOST_FDS * _INT.size), socket.MSG_CMSG_CLOEXEC)
-        if not more:
+    text = _read(sock, size, fds)
+    while text is not None and len(fds) < count:
+        if _read(sock, 1, fds) is None:
             return None
-        for _level, _kind, data in control:
-            fds += [fd for (fd,) in _INT.iter_unpack(data[: len(data) // _INT.size * _INT.size])]
-    text = _read(sock, size)
     return None if text is None else (marshal.loads(text), fds)
 
 
-def _read(sock: socket.socket, size: int) -> bytes | None:
+def _read(sock: socket.socket, size: int, fds: list[int]) -> bytes | None:
+    """So many bytes, and into *fds* the descriptors that come with them; None at the end."""
     data = bytearray()
     while len(data) < size:
-        if not (piece := sock.recv(size - len(data))):
+        # socket.recv_fds forgets its flags, and what is not closed on exec would keep Popen waiting for the exec.
+        piece, control, _, _ = sock.recvmsg(
+            size - len(data), socket.CMSG_SPACE(_MOST_FDS * _INT.size), socket.MSG_CMSG_CLOEXEC
+        )
+        if not piece:
             return None
         data += piece
+        for _level, _kind, received in control:
+            fds += [fd for (fd,) in _INT.iter_unpack(received[: len(received) // _INT.size * _INT.size])]
     return bytes(data)
 
 
@@ -111,7 +110,7 @@ def main() -> NoReturn:
 
 def _serve(sock: socket.socket, *, own: bool) -> NoReturn:
     """Do what is asked until nobody is left to ask. *own*: the programs are this process's children."""
-    told: dict[int, int] = {}
+    told_of: dict[int, int] = {}
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     ended = _ended_children() if own else None
@@ -122,7 +121,7 @@ def _serve(sock: socket.socket, *, own: bool) -> NoReturn:
             if fd == ended:
                 with contextlib.suppress(BlockingIOError):
                     os.read(fd, 4096)
-                _tell_ended(told)
+                _tell_ended(told_of)
                 continue
             if (asked := receive(sock)) is None:
                 if own:
@@ -130,7 +129,7 @@ def _serve(sock: socket.socket, *, own: bool) -> NoReturn:
                 os._exit(0)
             message, fds = asked
             try:
-                answer = _answer(message, fds, sock, told if own else None)
+                answer = _answer(message, fds, sock, told_of if own else None)
             except OSError as error:
                 answer = {"errno": error.errno or errno.EIO}
             for received in fds:
@@ -156,7 +155,7 @@ def _end_all() -> None:
 
 
 def _answer(
-    message: dict[str, Any], fds: list[int], sock: socket.socket, told: dict[int, int] | None
+    message: dict[str, Any], fds: list[int], sock: socket.socket, told_of: dict[int, int] | None
 ) -> dict[str, Any]:
     if "rusage" in message:
         return _rusage()
@@ -174,14 +173,44 @@ def _answer(
         trace("fork: a forwarder of ports %s: pid %d", message["forward"], pid)
         return {"pid": pid}
     global _pid_1_is_to_come
-    pid = os.fork() if told is not None else _syscalls.clone_sibling()
+    return _fork_program(message, fds, told_of)
+
+
+def _fork_program(message: dict[str, Any], fds: list[int], told_of: dict[int, int] | None) -> dict[str, Any]:
+    global _pid_1_is_to_come
+    targets = message["targets"]
+    pid, stillborn = _give_birth(fds[targets.index(BIRTHPLACE)]) if BIRTHPLACE in targets else (None, None)
+    born_inside = pid is not None
+    if pid is None:
+        pid = os.fork() if told_of is not None else _syscalls.clone_sibling()
     if pid == 0:
-        _become(message, fds, own=told is not None)
+        become(message, fds, own=told_of is not None, born_inside=born_inside, first=_pid_1_is_to_come)
     _pid_1_is_to_come = False
     trace("fork: %s: pid %d", message["argv"], pid)
-    if told is not None:
-        told[pid] = os.dup(fds[message["targets"].index(TOLD)])
-    return {"pid": pid}
+    if told_of is not None:
+        told_of[pid] = os.dup(fds[targets.index(TOLD)])
+    return {"pid": pid, "stillborn": stillborn}
+
+
+def _give_birth(cgroup: int) -> tuple[int | None, int | None]:
+    """Fork a sibling that is in *cgroup* of v2 already, which takes no wait as joining does; else who died of it.
+
+    Kernels from 6.14 on compare how often the cgroup of the child was killed with how often that of its parent was
+    (cgroup_css_set_fork, kill_seq): where these differ it is killed before its first step. So it has to take that.
+    """
+    reader, writer = os.pipe()
+    try:
+        pid = _syscalls.clone_sibling(cgroup)
+    except OSError:  # no such call, or not there: who joins is told why
+        os.close(reader)
+        os.close(writer)
+        return None, None
+    if pid == 0:
+        os.write(writer, b"!")
+    os.close(writer)
+    lives = pid == 0 or bool(os.read(reader, 1))
+    os.close(reader)
+    return (pid, None) if lives else (None, pid)
 
 
 def _import_what_is_needed(message: dict[str, Any]) -> None:
@@ -211,13 +240,13 @@ def _ended_children() -> int:
     return reader
 
 
-def _tell_ended(told: dict[int, int]) -> None:
+def _tell_ended(told_of: dict[int, int]) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            if (fd := told.pop(pid, None)) is not None:
+            if (fd := told_of.pop(pid, None)) is not None:
                 with contextlib.suppress(BrokenPipeError):  # nobody waits for it
                     os.write(fd, struct.pack("=i", status))
                 os.close(fd)
@@ -244,7 +273,7 @@ def _be_a_containers(message: dict[str, Any], sock: socket.socket) -> NoReturn:
             _syscalls.set_child_subreaper(True)
         init = _enter(message)
     except BaseException as error:
-        send(sock, {"error": _text(error)})
+        send(sock, {"error": told(error)})
         os._exit(0)
     send(sock, {"init": init})
     _serve(sock, own=message["own"])
@@ -282,7 +311,7 @@ def _fork_init(namespaces: Any) -> int:
         try:
             set_up(namespaces)
         except BaseException as error:
-            os.write(writer, _text(error).encode())
+            os.write(writer, told(error).encode())
             os._exit(1)
         os.close(writer)
         _reap_for_ever()
@@ -304,122 +333,3 @@ def _reap_for_ever() -> NoReturn:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-
-
-# the program
-
-
-def _become(message: dict[str, Any], fds: list[int], *, own: bool) -> NoReturn:
-    """In the forked process: join, arrange everything as ``_posixsubprocess`` does, and execute. No way back."""
-    errors = -1
-    try:
-        targets: list[int] = message["targets"]
-        floor = max(10, *targets) + 1
-        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor) for fd in fds]
-        moved = list(zip(targets, copies, strict=True))
-        errors = next(fd for target, fd in moved if target == ERRORS)
-        doors = [fd for target, fd in moved if target == DOOR]
-        try:
-            for fd in doors:
-                join(fd)
-            for limit, pair in message["rlimits"].items():  # ours as they are now
-                if resource.getrlimit(limit) != pair:
-                    resource.setrlimit(limit, pair)
-            if _pid_1_is_to_come:
-                from ._namespaces import mount_proc  # it is imported already
-
-                mount_proc()
-            if own:
-                _syscalls.set_pdeathsig(signal.SIGKILL)  # its launcher holds the tree, and shall not end before it
-            take_on(message.get("entry") or {})
-            if own:
-                _syscalls.set_pdeathsig(signal.SIGKILL)  # a change of credentials has cleared it
-        except BaseException as error:
-            os.write(errors, b"SubprocessError:0:" + NOT_ENTERED.encode() + _text(error).encode())
-            os._exit(255)
-        step = b"noexec"  # the words that `subprocess` tells a failed exec by from what comes before it
-        try:
-            _place(moved)
-            step = message["chdir"]
-            os.chdir(next((fd for target, fd in moved if target == CWD), message["cwd"]))
-            step = b"noexec"
-            _arrange(message)
-            step = b""
-            _execute(message)
-        except OSError as error:
-            os.write(errors, b"OSError:%x:%s" % (error.errno or errno.EIO, step))
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.write(errors, b"SubprocessError:0:" + _text(error).encode())
-    finally:
-        os._exit(255)
-
-
-#: begins the message of an error that is ours and not the program's
-NOT_ENTERED = "pytest-cgroup: "
-
-
-def take_on(entry: dict[str, Any]) -> None:
-    """What the container's spec asks of each process."""
-    if not entry:
-        return
-    from ._identity import drop_privileges
-    from ._process import set_rlimits
-
-    if "affinity" in entry:
-        os.sched_setaffinity(0, entry["affinity"])
-    if entry.get("cgroup_ns"):
-        _syscalls.unshare(_syscalls.CLONE_NEWCGROUP)
-    set_rlimits(entry.get("rlimits", {}))
-    if entry.get("user") is not None or entry.get("group") is not None or entry.get("no_new_privs"):
-        drop_privileges(entry.get("user"), entry.get("group"), bool(entry.get("no_new_privs")))
-
-
-def _place(moved: list[tuple[int, int]]) -> None:
-    """Each descriptor to the number that the program knows it by."""
-    for number in (0, 1, 2):
-        if all(target != number for target, _ in moved):
-            with contextlib.suppress(OSError):
-                os.close(number)
-    for target, fd in moved:
-        if target >= 0:
-            os.dup2(fd, target, inheritable=True)
-
-
-def _arrange(message: dict[str, Any]) -> None:
-    if message["umask"] >= 0:
-        os.umask(message["umask"])
-    for number in message["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
-    if message["setsid"]:
-        os.setsid()
-    if message["pgid"] >= 0:
-        os.setpgid(0, message["pgid"])
-    if message["gids"] is not None:
-        os.setgroups(message["gids"])
-    if message["gid"] is not None:
-        os.setregid(message["gid"], message["gid"])
-    if message["uid"] is not None:
-        os.setreuid(message["uid"], message["uid"])
-    signal.pthread_sigmask(signal.SIG_SETMASK, message["mask"])
-
-
-def _execute(message: dict[str, Any]) -> NoReturn:
-    """The first that can be executed; of the errors the first that is not merely "not there", as execvp(3) has it."""
-    env = dict(entry.split(b"=", 1) for entry in message["env"])
-    first: OSError | None = None
-    last: OSError | None = None
-    for executable in message["executables"]:
-        try:
-            os.execve(executable, message["argv"], env)
-        except OSError as error:
-            last = error
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                first = first or error
-    raise first or last or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-
-def _text(error: BaseException) -> str:
-    from .exceptions import CgroupError
-
-    return (str(error) if isinstance(error, CgroupError) else f"{type(error).__name__}: {error}")[:3000]

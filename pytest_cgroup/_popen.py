@@ -20,11 +20,14 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from . import _trace
-from ._launcher import CWD, DOOR, ERRORS, NOT_ENTERED, TOLD, receive, send
+from ._launcher import receive, send
+from ._program import BIRTHPLACE, CWD, DOOR, ERRORS, NOT_ENTERED, TOLD
 from .exceptions import ContainerError
 
 if sys.platform == "linux":  # the package imports elsewhere, too
     import resource
+
+    _RLIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -166,8 +169,9 @@ class Popen(subprocess.Popen[Any]):
     Args:
         launcher: who forks it.
         doors: descriptors that the process joins the container by.
+        birthplace: the directory that it can be born in instead of going through the first door; None for none.
         own: the process is the launcher's child and not ours; then os.waitpid does not know it, all of Popen does.
-        entry: what the process takes on, see `_launcher`.
+        entry: what the process takes on, see `_program`.
         keeps_cwd: the working directory is the same file inside.
         argv, options: Popen's own.
     """
@@ -178,6 +182,7 @@ class Popen(subprocess.Popen[Any]):
         argv: Any,
         *,
         doors: Sequence[int],
+        birthplace: int | None,
         own: bool,
         entry: dict[str, Any],
         keeps_cwd: bool,
@@ -185,8 +190,11 @@ class Popen(subprocess.Popen[Any]):
     ) -> None:
         self._launch = launcher
         self._doors = doors
+        self._birthplace = birthplace
         self._entry = entry
         self._keeps_cwd = keeps_cwd
+        #: it could not be born inside, and had to join
+        self.was_stillborn = False
         self.told: int | None = None
         self._tell = -1
         if own:
@@ -245,6 +253,8 @@ class Popen(subprocess.Popen[Any]):
         sources |= {fd: fd for fd in (kept if close_fds else _inheritable()) if fd > 2 and fd != errpipe_write}
         wanted = [(target, fd) for target, fd in sources.items() if target != fd or _is_inherited(fd)]
         wanted += [(ERRORS, errpipe_write), *((DOOR, fd) for fd in self._doors)]
+        if self._birthplace is not None:
+            wanted.append((BIRTHPLACE, self._birthplace))
         if self._tell != -1:
             wanted.append((TOLD, self._tell))
         here = -1
@@ -252,32 +262,35 @@ class Popen(subprocess.Popen[Any]):
             here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             wanted.append((CWD, here))
         try:
-            return int(
-                self._launch.ask(
-                    {
-                        "argv": words,
-                        "executables": list(executables),
-                        "env": list(env) if env is not None else [k + b"=" + v for k, v in os.environb.items()],
-                        "cwd": os.path.abspath(os.fsencode(cwd)) if cwd is not None else os.getcwdb(),
-                        "chdir": _CHDIR,
-                        "targets": [target for target, _ in wanted],
-                        "umask": umask if umask >= 0 else _umask(),
-                        "setsid": setsid,
-                        "pgid": pgid,
-                        "gid": gid,
-                        "gids": None if gids is None else list(gids),
-                        "uid": uid,
-                        "mask": set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
-                        "ignored": _ignored() - (_RESTORED if restore_signals else set()),
-                        "rlimits": _rlimits(),
-                        "entry": self._entry,
-                    },
-                    [fd for _, fd in wanted],
-                )["pid"]
+            answer = self._launch.ask(
+                {
+                    "argv": words,
+                    "executables": list(executables),
+                    "env": list(env) if env is not None else [k + b"=" + v for k, v in os.environb.items()],
+                    "cwd": os.path.abspath(os.fsencode(cwd)) if cwd is not None else os.getcwdb(),
+                    "chdir": _CHDIR,
+                    "targets": [target for target, _ in wanted],
+                    "umask": umask if umask >= 0 else _umask(),
+                    "setsid": setsid,
+                    "pgid": pgid,
+                    "gid": gid,
+                    "gids": None if gids is None else list(gids),
+                    "uid": uid,
+                    "mask": set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
+                    "ignored": _ignored() - (_RESTORED if restore_signals else set()),
+                    "rlimits": _rlimits(),
+                    "entry": self._entry,
+                },
+                [fd for _, fd in wanted],
             )
         finally:
             if here != -1:
                 os.close(here)
+        if answer.get("stillborn") is not None:
+            self.was_stillborn = True
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(answer["stillborn"], 0)
+        return int(answer["pid"])
 
     # the end of a process that is the launcher's child
 
@@ -321,8 +334,7 @@ _CHDIR = b"noexec:chdir" if "noexec:chdir" in _CONSTANTS else b"noexec"
 
 
 def _rlimits() -> dict[int, tuple[int, int]]:
-    numbers = {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
-    return {limit: resource.getrlimit(limit) for limit in sorted(numbers)}
+    return {limit: resource.getrlimit(limit) for limit in _RLIMITS}
 
 
 def _ignored() -> set[int]:

@@ -59,13 +59,14 @@ class Spawner:
         self._init = init
         self._pid_1: Popen | None = None
         self._has_begun = False
+        self._joins = False
         self._own = own
         self._keeps_cwd = not spec.mount_ns
         self._announce = announce
         self._processes: list[Popen] = []
         self._above: list[int] = []
         self._rusage: list[tuple[float, ...]] = []
-        #: what each process takes on, see `_launcher`
+        #: what each process takes on, see `_program`
         self.entry = _entry(spec, tree)
         namespaces = dataclasses.replace(Namespaces.from_spec(spec, keep=_kept()), cgroup=False)
         user_ns = spec.user_ns or host.needs_user_namespace(namespaces_asked(spec))
@@ -87,12 +88,14 @@ class Spawner:
                 self.launcher,
                 argv,
                 doors=self._tree.doors(),
+                birthplace=None if self._own or self._joins else self._tree.birthplace(),
                 own=self._own,
                 entry=self.entry,
                 keeps_cwd=self._keeps_cwd,
                 **options,
             )
         self._pid_1 = self._pid_1 or process
+        self._joins = self._joins or process.was_stillborn
         self._processes = [each for each in self._processes if each.returncode is None]
         self._processes.append(process)
         return process

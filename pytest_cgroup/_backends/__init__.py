@@ -69,6 +69,13 @@ class Tree(Protocol):
     def doors(self) -> list[int]:
         """Where somebody else forks the processes: descriptors that each of them joins by, with a "0" into each."""
 
+    def birthplace(self) -> int | None:
+        """The open directory of a cgroup of v2 in which such a process can be born, instead of by the first door.
+
+        A process that joins shuts out every fork of the host, and waits for an RCU grace period: some milliseconds,
+        unless another moved just before. Who is born inside (CLONE_INTO_CGROUP, clone3(2)) does neither.
+        """
+
     def affinity(self) -> set[int] | None:
         """The CPUs that such a process binds itself to, where nothing else holds it there."""
 

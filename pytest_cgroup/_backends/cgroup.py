@@ -174,6 +174,7 @@ class CgroupTree:
         self._ooms = self._ooms_above = 0
         self._procs = cgroup.open_procs()
         self._joined: tuple[float, int] | None = None
+        self._birthplace: int | None = None
         self._slice: Cgroup | None = None
         self._slice_hits = 0
 
@@ -251,6 +252,11 @@ class CgroupTree:
     def doors(self) -> list[int]:
         return self._procs
 
+    def birthplace(self) -> int | None:
+        if self._birthplace is None and self.cgroup.unified:
+            self._birthplace = os.open(self.cgroup.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._birthplace
+
     def affinity(self) -> set[int] | None:
         return None
 
@@ -320,10 +326,10 @@ class CgroupTree:
 
     def remove(self) -> None:
         self._close_procs()
-        for fd in (self.oom_fd, self._oom_above_fd):
+        for fd in (self.oom_fd, self._oom_above_fd, self._birthplace):
             if fd is not None:
                 os.close(fd)
-        self.oom_fd = self._oom_above_fd = None
+        self.oom_fd = self._oom_above_fd = self._birthplace = None
         self.cgroup.remove()
 
 

@@ -118,6 +118,9 @@ class ProcessTree:
     def doors(self) -> list[int]:
         return []
 
+    def birthplace(self) -> None:
+        """There is no cgroup."""
+
     def affinity(self) -> set[int] | None:
         return None if self._cpuset is None else _cpus(self._cpuset)
 

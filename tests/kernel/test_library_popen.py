@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_cgroup import Completed, Container, ContainerError, _station
+from pytest_cgroup import Completed, Container, ContainerError, _launcher, _station
 from pytest_cgroup._life import Life
 from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS, descriptors
 from tests.kernel.forked import forked
@@ -467,6 +467,54 @@ def test_many_at_once(container: Container) -> None:
         thread.join(DEADLINE_SECONDS)
     assert wrong == []
     assert container.wait_empty(DEADLINE_SECONDS)
+
+
+def born(directory: str) -> tuple[int | None, int | None]:
+    """What becomes of a process that is to be born in the cgroup *directory*: it is a child of this one."""
+
+    def birth() -> tuple[int | None, int | None]:
+        pid, stillborn = _launcher._give_birth(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+        if pid == 0:
+            os.closerange(3, 100)  # who waits for the other's answer waits for its end
+            while True:
+                signal.pause()
+        return pid, stillborn
+
+    return forked(birth)
+
+
+def of_v2(container: Container) -> str:
+    directory: str = container._life.tree.cgroup.unified  # type: ignore[union-attr]
+    return directory
+
+
+@pytest.mark.requires("cgroup", "kill")
+def test_it_is_born_in_its_cgroup() -> None:
+    with Container(backend="cgroup") as container:
+        pid, _ = born(of_v2(container))
+        assert pid is not None
+        assert pid in container
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "it is our child, not the launcher's"
+    _station.close()
+    assert born("/") == (None, None), "who can't be has to join"
+
+
+@pytest.mark.requires("cgroup", "kill")
+def test_where_the_cgroup_was_killed_before() -> None:
+    """Kernels have killed at once who is born where cgroup.kill was written before: then it joins, and lives."""
+    with Container(backend="cgroup") as container:
+        for _ in range(2):
+            Path(of_v2(container), "cgroup.kill").write_text("1", encoding="ascii")
+            for _ in range(2):
+                assert container.run(["true"]).returncode == 0
+        pid, stillborn = born(of_v2(container))
+        left = pid or stillborn
+        assert left
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(left, 0)[1] == signal.SIGKILL
+    _station.close()
 
 
 def test_a_launcher_that_is_killed_is_told(container: Container) -> None:
