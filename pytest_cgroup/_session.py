@@ -210,11 +210,13 @@ class Session:
         if sys.platform == "linux" and self._host is None:
             with contextlib.suppress(CgroupError, OSError):  # the workers say what is wrong, on the tests that want it
                 self._step_aside()
-        limits = self.settings.of_a_worker
-        if limits is not None and self._host is not None and self._backend is not None:
-            from ._xdist import WorkerLimits
+        from ._xdist import CrashTeller, WorkerLimits
 
-            self.config.pluginmanager.register(WorkerLimits(limits, self._host, self._backend), "cgroup-workers")
+        limits = None
+        if (asked := self.settings.of_a_worker) and self._host is not None and self._backend is not None:
+            limits = WorkerLimits(asked, self._host, self._backend)
+            self.config.pluginmanager.register(limits, "cgroup-workers")
+        self.config.pluginmanager.register(CrashTeller(limits), "cgroup-crashes")
 
     def _step_aside(self) -> None:
         from ._guard import watch_over

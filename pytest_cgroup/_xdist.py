@@ -1,6 +1,9 @@
-"""pytest-xdist's workers under a limit: ini ``contained_worker = memory=2G,pids=500``, kept by the controller.
+"""pytest-xdist's workers: why one was killed, and their limits: ini ``contained_worker = memory=2G,pids=500``.
 
-Theory of operation. xdist starts a worker's interpreter, and asks `pytest_configure_node` before it sends any work
+Theory of operation. The kernel counts whom its OOM killer ends, in a worker's own cgroup where it has a limit, and on
+the whole host: so the controller can say, on the test that a killed worker ran, that memory was short.
+
+Where there are limits, xdist starts a worker's interpreter, and asks `pytest_configure_node` before it sends any work
 there. Then the controller makes a cgroup below its own session's, limits it, and moves that interpreter in: whatever
 the worker starts is born below. The cgroup stays the controller's, so what the kernel counted is there to be read when
 the worker has died, and the controller's guard ends all of them if the controller is killed.
@@ -14,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ._kernel_files import move_all
+from ._kernel_files import move_all, read_file
+from ._kernel_text import flat_keyed
 from ._ownership import LEAF
 from .exceptions import CgroupError
 
@@ -26,6 +30,38 @@ if TYPE_CHECKING:
 
 #: under this name a controller tells a worker why it has no limit
 LACKING = "pytest_cgroup_lacking"
+
+
+class CrashTeller:
+    """The controller's plugin: says of a worker that was killed that it was the OOM killer, or may have been.
+
+    Args:
+        limits: those of the workers, where there are any.
+    """
+
+    def __init__(self, limits: WorkerLimits | None) -> None:
+        self._limits = limits
+        self._before = _oom_kills()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, report: Any) -> None:
+        if not _was_killed(report.node.gateway):
+            return
+        before, self._before = self._before, _oom_kills()
+        killed = None if before is None or self._before is None else self._before - before
+        why = None if self._limits is None else self._limits.oom(report.node.gateway)
+        if why is None and killed:
+            one = "one process" if killed == 1 else f"{killed} processes"
+            why = f"killed by SIGKILL, and the kernel's OOM killer has ended {one} of this host since the last one"
+        if why is not None:
+            report.longrepr = f"{report.longrepr}: {why}"
+
+
+def _oom_kills() -> int | None:
+    """How many processes of the whole host it has ended so far (proc_vmstat(5), since Linux 4.13)."""
+    with contextlib.suppress(OSError):
+        return flat_keyed(read_file("/proc/vmstat")).get("oom_kill")
+    return None
 
 
 class WorkerLimits:
@@ -63,17 +99,15 @@ class WorkerLimits:
         tree.started(0)
         tree.cgroup.adopt(gateway._rinfo().pid)
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_handlecrashitem(self, report: Any) -> None:
-        """Say that it was the OOM killer, on the test that the worker ran."""
-        gateway = report.node.gateway
+    def oom(self, gateway: Any) -> str | None:
+        """Whether it was the OOM killer that ended a worker, and at which limit, as far as its cgroup tells."""
         tree = self._trees.get(gateway.id)
-        if tree is None or not _was_killed(gateway) or (oom := tree.oom()) is None:
-            return
+        if tree is None or (oom := tree.oom()) is None:
+            return None
         limits = ", ".join(f"{name}={value}" for name, value in tree.limits.items())
         own = f"at its own limit (contained_worker: {limits})"
         where = own if oom == "oom" else "not at its own limit: a cgroup above or the host ran out"
-        report.longrepr = f"{report.longrepr}: out of memory, killed by the kernel's OOM killer {where}"
+        return f"out of memory, killed by the kernel's OOM killer {where}"
 
     def pytest_unconfigure(self) -> None:
         if os.getpid() != self._pid:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.inner import Result, run
+from pytest_cgroup import Container, _station
+from tests.e2e.inner import HEAD, Result, command, run
 
 _HOG = """
 def hog():
@@ -65,6 +66,22 @@ def test_another_end_is_not_called_that(pytester: pytest.Pytester) -> None:
     assert result.counts == {"failed": 1}
     assert "crashed while running" in result.text
     assert "out of memory" not in result.text
+
+
+@pytest.mark.requires("memory")
+@pytest.mark.parametrize("leaks", ["off", "fail"])
+def test_the_oom_killer_elsewhere_is_told_of(pytester: pytest.Pytester, leaks: str) -> None:
+    """Without limits of the workers: somebody else's, above them, is the reason. The inner run is in a container."""
+    pytester.makepyfile(
+        test_it=HEAD + _HOG.replace('assert limit_of("memory.max", "memory.limit_in_bytes", "memory") ==', "_ =")
+    )
+    argv = command(("-pxdist.plugin", "-n1", "test_it.py", f"--process-leaks={leaks}", "-k", "not True"))
+    with Container(memory="150M", oom_group=False) as around:
+        assert around.limits["memory"] == str(150 << 20)
+        text = around.run(argv, capture_output=True, text=True, cwd=pytester.path, timeout=60).stdout
+    assert "worker 'gw0' crashed while running 'test_it.py::test_hog[False]'" in text, text
+    assert "killed by SIGKILL, and the kernel's OOM killer has ended" in text
+    _station.close()
 
 
 @pytest.mark.requires("pids")
