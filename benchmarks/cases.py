@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from .library import library
 from .measure import Contender, plugin_arguments, print_table, ratio, run, take_turns, verdict
 
 _IMPORT = "import pytest\n\n"
@@ -332,4 +333,5 @@ CASES: dict[str, Callable[[int, int | None], None]] = {
     "crowd": crowd,
     "flat": flat,
     "bomb": bomb,
+    "library": library,
 }

@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _cgroup_v1 as v1
-from ._kernel_files import mkdir, read_file, rmdir, words, write_file
+from ._kernel_files import mkdir, read_file, read_record, rmdir, words, write_file
 from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
 from ._outcome import Usage
 from ._process import SIGKILL, signal_members, wait_gone
@@ -190,7 +190,7 @@ class Cgroup:
     def populated(self) -> bool:
         """Whether a process is in it or below it (cgroup.events; the process lists on v1)."""
         if self.unified:
-            return flat_keyed(read_file(f"{self.unified}/cgroup.events")).get("populated") != 0
+            return flat_keyed(read_record(f"{self.unified}/cgroup.events")).get("populated") != 0
         return bool(self.pids())
 
     def wait_empty(self, timeout: float) -> bool:
@@ -258,6 +258,8 @@ class Cgroup:
         deadline = time.monotonic() + timeout
         while True:
             try:
+                if not self.populated:
+                    return True
                 self.kill()
                 if self.wait_empty(min(0.5, max(0.0, deadline - time.monotonic()))):
                     return True
@@ -303,7 +305,7 @@ class Cgroup:
         """The text of a cgroup file by its kernel name; None where the kernel does not offer it."""
         for directory in self._directories_of(name):
             with contextlib.suppress(OSError):
-                return read_file(f"{directory}/{name}")
+                return read_record(f"{directory}/{name}")
         return None
 
     def set(self, name: str, value: str) -> str:
@@ -353,7 +355,7 @@ class Cgroup:
         cpu = self._cpu_usec()
         memory, file = self._memory()
         io = self._io()
-        events = self.events("memory.events")
+        events = self._oom_and_high()
         throttled = self._throttled_usec(cpu)
         return Usage(
             cpu_user_seconds=_seconds(cpu.get("user_usec")),
@@ -373,6 +375,12 @@ class Cgroup:
             pids_max_hits=self.events("pids.events").get("max"),
         )
 
+    def _oom_and_high(self) -> Mapping[str, int]:
+        """What `usage` tells of ``memory.events``; v1 counts more, in files of its own."""
+        if directory := self._on_v1("memory.events"):
+            return v1.oom_kills(directory)
+        return self.events("memory.events")
+
     def cpu_seconds(self) -> float | None:
         """CPU time of the whole tree so far, user and system, in seconds."""
         cpu = self._cpu_usec()
@@ -381,7 +389,7 @@ class Cgroup:
     def _cpu_usec(self) -> dict[str, int]:
         if self.unified:
             with contextlib.suppress(OSError):
-                return flat_keyed(read_file(f"{self.unified}/cpu.stat"))
+                return flat_keyed(read_record(f"{self.unified}/cpu.stat"))
             return {}
         return v1.cpu_usec(self.controllers)
 
@@ -412,7 +420,7 @@ class Cgroup:
         if self.unified is None:
             return None
         try:
-            return _seconds(pressure_total_usec(read_file(f"{self.unified}/{kind}.pressure")))
+            return _seconds(pressure_total_usec(read_record(f"{self.unified}/{kind}.pressure")))
         except OSError:  # built without PSI, or psi=0: the file is absent, or says EOPNOTSUPP
             return None
 

@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from ._kernel_files import read_file, write_file
+from ._kernel_files import read_file, read_record, write_file
 from ._kernel_text import flat_keyed
 from ._refusal import refused
 from ._trace import trace
@@ -179,16 +179,21 @@ def memory_events(directory: str) -> dict[str, int]:
 
     Memory and swap together are charged first, so where no swap is allowed it is that limit which is hit.
     """
-    control = flat_keyed(read_file(f"{directory}/memory.oom_control"))
     found = {"max": int(read_file(f"{directory}/memory.failcnt"))}
     with contextlib.suppress(OSError):  # no swap accounting
         found["max"] += int(read_file(f"{directory}/memory.memsw.failcnt"))
     if not found["max"]:  # 6.18 has been seen to leave both at 0: then the peak says whether the limit was reached
         limit, peak = (int(read_file(f"{directory}/memory.{name}_in_bytes")) for name in ("limit", "max_usage"))
         found["max"] = int(peak >= limit)
-    if "oom_kill" in control:
-        found["oom_kill"] = control["oom_kill"]
-    return found
+    return found | oom_kills(directory)
+
+
+def oom_kills(directory: str) -> dict[str, int]:
+    """``{"oom_kill": 1}``, of this cgroup and not of those below it (memory.oom_control, since 4.13)."""
+    with contextlib.suppress(OSError):
+        control = flat_keyed(read_record(f"{directory}/memory.oom_control"))
+        return {"oom_kill": control["oom_kill"]} if "oom_kill" in control else {}
+    return {}
 
 
 def oom_eventfd(directory: str) -> int | None:

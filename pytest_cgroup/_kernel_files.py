@@ -20,6 +20,15 @@ def read_file(path: str) -> str:
     return text.decode()
 
 
+def read_record(path: str) -> str:
+    """The text of a file that is one record, as a controller's is, and no list: all of it comes in one read."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536).decode()
+    finally:
+        os.close(fd)
+
+
 def write_file(path: str, value: str, dir_fd: int | None = None) -> None:
     """One unbuffered write: buffered I/O would report a refusal at close, or never, and an id map goes whole or not."""
     trace("write %s: %s", path, value)

@@ -8,6 +8,7 @@ import errno
 import os
 import threading
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .. import _cgroup_v1 as v1
@@ -49,7 +50,7 @@ class CgroupBackend:
     name = "cgroup"
     needs_reaper = False
 
-    def __init__(self, host: Host, slices: Mapping[str, Spec]) -> None:
+    def __init__(self, host: Host, slices: Mapping[str, Spec] = MappingProxyType({})) -> None:
         self.host = host
         self._asked_of_slices = {**slices}
         self._slices: dict[str, CgroupTree] = {}
