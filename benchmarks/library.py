@@ -82,7 +82,7 @@ def _shell_that_joins() -> None:
     if session is None:
         subprocess.run(["sh", "-c", "exec true"], check=True)
         return
-    directories = [f"{directory}/peer" for directory in session.directories]
+    directories = session.child("peer", frozenset(("memory", "pids", "blkio"))).directories  # as ours
     for directory in directories:
         os.mkdir(directory)
     steps = " && ".join(f"echo 0 > {directory}/cgroup.procs" for directory in directories)
