@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ._spec import Spec
 from .exceptions import (
     CgroupError,
     ContainedWarning,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ._ports import Network
     from ._run import Completed
     from ._slice import Slice
+    from ._spec import Spec
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ _LATER = {
     "Network": "_ports",
     "Outcome": "_outcome",
     "Slice": "_slice",
+    "Spec": "_spec",
     "Usage": "_outcome",
     "containers": "_library",
 }

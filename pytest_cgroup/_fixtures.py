@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from ._backends import Backend
-    from ._config import Settings
     from ._host import Host
     from ._library import Container
+    from ._settings import Settings
 
 
 class Factory:

@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ._config import (
-    Settings,
-    Trouble,
-    TroubleTeller,
-    asks_for_containers,
-    decide,
-    lacks,
-    shared_key,
-    trouble_key,
-    wanting_container,
-)
 from ._frames import depth_of_caller
+from ._settings import Settings, asks_for_containers, wanting_container
 from .exceptions import CgroupError, ContainedWarning
 
 if TYPE_CHECKING:
@@ -92,6 +82,8 @@ class Session:
             self.containers.prepare()
 
     def _prepare_contained(self, contained: list[pytest.Item]) -> None:
+        from ._config import Trouble, trouble_key
+
         plugins = self.config.pluginmanager
         self._tell_trouble()
         if sys.platform != "linux":
@@ -109,6 +101,8 @@ class Session:
             plugins.register(Runner(self.config, host, backend), "cgroup-runner")
 
     def _tell_trouble(self) -> None:
+        from ._config import TroubleTeller
+
         plugins = self.config.pluginmanager
         if not plugins.has_plugin("cgroup-trouble"):
             plugins.register(TroubleTeller(), "cgroup-trouble")
@@ -118,11 +112,15 @@ class Session:
         lacking = getattr(self.config, "workerinput", {}).get("pytest_cgroup_lacking")
         if lacking is None:
             return
+        from ._config import lacks
+
         self._tell_trouble()
         for item in items:
             lacks(item, self.settings, lacking)
 
     def _decide(self, contained: list[pytest.Item], backend: Backend | None) -> None:
+        from ._config import decide, shared_key
+
         for item in contained:
             decide(item, self.settings, backend)
         if any(shared_key in item.stash for item in contained):

@@ -10,10 +10,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from . import _seam
-from ._config import asks_for_containers
 from ._container import Container
 from ._guard import CONTROLLER, watch_over
 from ._output import Output
+from ._settings import asks_for_containers
 from .exceptions import ContainedWarning
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    from ._config import add_options
+    from ._settings import add_options
 
     if os.environ.get("PYTEST_CGROUP_DEBUG"):
         from . import _trace  # noqa: F401  # while stderr is still the one that pytest was started with
@@ -43,10 +43,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     from ._session import Session
+
+    config.addinivalue_line("markers", _marker_help(config))
+    config.stash[session_key] = Session(config)
+
+
+def _marker_help(config: pytest.Config) -> str:
+    """What --markers shows, and without it the name alone."""
+    if not config.getoption("markers", False):
+        return "contained: run the test in a container of its own"
     from ._spec import marker_help
 
-    config.addinivalue_line("markers", marker_help())
-    config.stash[session_key] = Session(config)
+    return marker_help()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -121,7 +121,7 @@ def pytest_configure(config):
         config.stash[plugin.session_key].settings.backend = "process"
     else:
         from pytest_cgroup import _backends
-        _backends.choose = lambda host, name: type("Other", (), {"name": "other"})()
+        _backends.choose = lambda host, name, slices: type("Other", (), {"name": "other"})()
 """)
     result = run(pytester, "@contained\ndef test_it(): pass\n", workers=2)
     assert [line for line in result.text.splitlines() if line.startswith("contained: ")] == ["contained: process"]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_cgroup._config import _count, _without, check_here, merged
+from pytest_cgroup._config import _without, check_here, merged
+from pytest_cgroup._settings import _count
 from pytest_cgroup._spec import Spec
 from pytest_cgroup.exceptions import SpecError
 

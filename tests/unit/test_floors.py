@@ -28,7 +28,7 @@ _log _supervisor _http_probe ready _instance _policy _upkeep _daemon _daemons
 _call _commands _gateway _async_process _library _foreground
 _shared _held _belongings _owners
 
-hookspecs _hooks _seam _coverage _output _config _inside _workshop _verdict _report
+hookspecs _hooks _seam _coverage _output _config _settings _inside _workshop _verdict _report
 _judge _child _contained _frames _runner _fixtures
 _elsewhere _leak_report _leaks _github _xdist _session plugin
 """
