@@ -134,9 +134,14 @@ class Session:
         from ._leak_report import LeakReport
 
         report = LeakReport(self.config)
-        if hasattr(self.config, "workerinput") or getattr(self.config.option, "dist", "no") == "no":
+        if not self._is_controller:
             self._watch_leaks_here(report)
         plugins.register(report, "cgroup-leak-report")
+
+    @property
+    def _is_controller(self) -> bool:
+        """Whether this is pytest-xdist's controller, which runs no tests, and sees the reports of all."""
+        return not hasattr(self.config, "workerinput") and getattr(self.config.option, "dist", "no") != "no"
 
     def _watch_leaks_here(self, report: LeakReport) -> None:
         from ._leaks import LeakWatch
@@ -241,8 +246,7 @@ class Session:
 
     def summary(self, reporter: pytest.TerminalReporter) -> None:
         """The table of what was used, and what was killed."""
-        told = (getattr(report, "user_properties", ()) for reports in reporter.stats.values() for report in reports)
-        if self.settings.most is None and not any(told):  # no test was contained, here or in a worker
+        if self.settings.most is None and self._backend is None and not self._is_controller:
             return
         from ._report import summary
 
