@@ -90,7 +90,7 @@ class Slice:
         assert self._made is not None
         spec, change = parse_change(self._asked, limits)
         refuse_what_is_missing(self._made[0], spec, "update")
-        tree.change(change)
+        tree.change_limits(change)
         self._asked = {**self._asked, **limits}
 
     def close(self) -> None:

@@ -196,14 +196,18 @@ class CgroupTree:
         self.limits["slice"] = f"{name} ({limits})" if limits else name
 
     def change(self, spec: Spec) -> None:
+        self.change_limits(spec)
+        if self.oom_fd is None:
+            self.listen()
+
+    def change_limits(self, spec: Spec) -> None:
+        """`change`, and no more: of a slice nobody waits to be told."""
         swap = spec.memory is not None and "swap" in self.limits
         if spec.memory == "max" and spec.swap is None:
             spec = dataclasses.replace(spec, swap="max")
         for field, value in _limits(spec, swap=swap):
             if field != "oom_group":
                 self.limits[field] = self._set(field, value)
-        if self.oom_fd is None:
-            self.listen()
 
     def _set(self, field: str, value: str) -> str:
         file = LIMIT_FILES[field]

@@ -163,6 +163,17 @@ def test_limits_of_a_living_slice() -> None:
             some.update(pid_ns=True)
 
 
+@needs_memory
+def test_memory_of_a_living_slice() -> None:
+    """The descriptors are counted by the fixture."""
+    with Slice("growing") as some, Container(slice=some) as container:
+        some.update(memory="64M")
+        assert some.limits["memory"] == str(64 * MB)
+        program = takes(container, 200)
+        assert program.wait(10) == -signal.SIGKILL
+        program.communicate()
+
+
 @pytest.mark.requires("cgroup")
 def test_usage_of_all_that_were_in_it() -> None:
     with Slice("used") as used:
