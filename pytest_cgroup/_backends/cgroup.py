@@ -17,6 +17,7 @@ from .._kernel_files import join
 from .._ownership import SLICE
 from .._placement import Missing
 from .._spec import Spec
+from .._units import format_size
 from ..exceptions import ContainerError
 from . import missing_identity, missing_namespaces
 
@@ -192,7 +193,8 @@ class CgroupTree:
     def stands_in(self, name: str, tree: CgroupTree) -> None:
         """It is a container of the slice *name*, which is *tree*."""
         self._slice, self._slice_hits = tree.cgroup, _pids_hits(tree.cgroup)
-        limits = ", ".join(f"{field}={value}" for field, value in tree.limits.items())
+        sizes = {field: format_size(int(value)) for field, value in tree.limits.items() if _is_size(field, value)}
+        limits = ", ".join(f"{field}={value}" for field, value in {**tree.limits, **sizes}.items())
         self.limits["slice"] = f"{name} ({limits})" if limits else name
 
     def change(self, spec: Spec) -> None:
@@ -336,6 +338,10 @@ class CgroupTree:
                 os.close(fd)
         self.oom_fd = self._oom_above_fd = self._birthplace = None
         self.cgroup.remove()
+
+
+def _is_size(field: str, value: str) -> bool:
+    return field in ("memory", "swap", "memory_high") and value.isdecimal()
 
 
 def _pids_hits(cgroup: Cgroup) -> int:

@@ -58,7 +58,7 @@ def test_expected(): hog(200)
 """
     result = _run(pytester, source, workers=workers)
     assert result.counts == {"failed": 2, "passed": 3}, result.text
-    assert "not at its own limit: its slice db (memory=67108864" in result.blocks["test_hog"]
+    assert "not at its own limit: its slice db (memory=64M, swap=0B, pids=20)" in result.blocks["test_hog"]
     assert "at its own limit (memory=40M" in result.blocks["test_own_limit"]
     assert {name: record["ended"] for name, record in result.records.items()} == {
         "test_hog": "oom-ancestor",
