@@ -7,10 +7,12 @@ of a line of the step's output, so they come at the end, in one piece.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import html
 import os
 import re
 import shlex
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +81,7 @@ class GitHub:
         result = yield
         if self._summary and self._found:
             try:
-                with open(self._summary, "a", encoding="utf-8", errors="replace") as f:
+                with open(self._summary, "a", encoding="utf-8", errors="replace", opener=_open_to_append) as f:
                     f.write(step_summary([one.leak for one in self._found]))
             except OSError as error:
                 self._trouble = f"GITHUB_STEP_SUMMARY={self._summary}: the leaks can't be added: {error.strerror}"
@@ -91,6 +93,15 @@ class GitHub:
             terminalreporter.write_line(annotation(one.leak, one.level, one.file, one.line))
         if self._trouble is not None:
             terminalreporter.write_line(one_line(self._trouble))
+
+
+def _open_to_append(path: str, flags: int) -> int:
+    """Nothing that a test has put in the file's place: no link to another one, and no pipe that nobody reads."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no file", path)
+    return fd
 
 
 def annotation(leak: Leak, level: str, file: str | None, line: int | None) -> str:

@@ -185,7 +185,7 @@ class Placement:
             if not keys or any(key in found.controllers for key in keys) or (keys == [""] and found.unified):
                 continue
             directory = own_directory(mount, own.get(keys[0], "/"))
-            if relative is not None and os.path.isdir(f"{mount.mount_point}/{relative}"):
+            if relative is not None and os.path.isfile(f"{mount.mount_point}/{relative}/cgroup.procs"):
                 directory = os.path.normpath(f"{mount.mount_point}/{relative}")
             if self._all_ours and directory is not None and not is_containers(directory):
                 found.missing.update(_lacking.not_in_container(keys))
@@ -204,11 +204,9 @@ class Placement:
         path = os.path.realpath(self.base) if os.path.isabs(self.base) else None
         for mount in sorted(mounts, key=lambda m: -len(m.mount_point)):
             root = os.path.realpath(mount.mount_point)
-            if path is None:
-                if os.path.isdir(f"{root}/{self.base}"):
-                    return self.base
-            elif (path == root or path.startswith(root + "/")) and os.path.isfile(f"{path}/cgroup.procs"):
-                return os.path.relpath(path, root)
+            named = os.path.normpath(f"{root}/{self.base}") if path is None else path
+            if (named == root or named.startswith(root + "/")) and os.path.isfile(f"{named}/cgroup.procs"):
+                return os.path.relpath(named, root)
         raise ContainerError(
             "the cgroup base is not a cgroup on this host", path=self.base, remedy="name a directory of a cgroup mount"
         )

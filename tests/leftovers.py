@@ -33,9 +33,13 @@ _serial = itertools.count()
 @contextlib.contextmanager
 def one_recovery() -> Iterator[None]:
     """Of the tests that leave a dead session behind, or clean up after one, one at a time: cleaning up is host-wide."""
-    with open(os.path.join(tempfile.gettempdir(), f"pytest-cgroup-tests-{os.geteuid()}.lock"), "w") as lock:
+    path = os.path.join(tempfile.gettempdir(), f"pytest-cgroup-tests-{os.geteuid()}.lock")
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 class Watch:

@@ -162,6 +162,8 @@ USAGE = {
     "-o cgroup_backend=docker": ["ini cgroup_backend='docker'", "auto, cgroup, process"],
     "--cgroup-base=/no/such/cgroup": ["/no/such/cgroup", "is not a cgroup", "cgroup mount"],
     "-o cgroup_base=/tmp": ["/tmp", "is not a cgroup", "cgroup mount"],
+    "--cgroup-base=../../../../tmp": ["tmp", "is not a cgroup", "cgroup mount"],
+    "--cgroup-base=../../../../../../tmp": ["tmp", "is not a cgroup", "cgroup mount"],
     "--cgroup-scope=yes": ["--cgroup-scope='yes'", "auto, no"],
     "-o cgroup_scope=never": ["ini cgroup_scope='never'", "auto, no"],
     "-o cgroup_take_over=maybe": ["ini cgroup_take_over='maybe'", "no, yes"],

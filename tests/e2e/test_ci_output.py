@@ -194,6 +194,27 @@ def test_a_summary_that_cant_be_written_is_said(pytester: pytest.Pytester) -> No
     assert f"GITHUB_STEP_SUMMARY={step.summary}: the leaks can't be added: No such file or directory" in text
 
 
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("os.symlink('victim', 'summary.md')", "Too many levels of symbolic links"),
+        ("os.mkfifo('summary.md')", "No such device or address"),
+        ("os.mkdir('summary.md')", "Is a directory"),
+    ],
+    ids=["a link", "a pipe", "a directory"],
+)
+def test_a_summary_that_a_test_has_replaced(pytester: pytest.Pytester, place: str, why: str) -> None:
+    """Nothing is written elsewhere, and nobody waits."""
+    step = Step(pytester)
+    victim = pytester.path / "victim"
+    victim.write_text("mine\n")
+    source = f"def test_it():\n    os.unlink('summary.md')\n    {place}\n    popen('it')\n"
+    text = step.run(source, "--process-leaks=fail")
+    assert survivors(pytester) == {}
+    assert f"the leaks can't be added: {why}" in text
+    assert victim.read_text() == "mine\n"
+
+
 # JSON lines and JUnit
 
 
