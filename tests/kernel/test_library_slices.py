@@ -14,7 +14,7 @@ import pytest
 
 from pytest_cgroup import Container, ContainerError, NotOffered, Slice, SpecError, _station
 from tests.as_user import OrdinaryUser
-from tests.kernel.contain import MB, descriptors
+from tests.kernel.contain import DEADLINE_SECONDS, MB, descriptors
 from tests.kernel.forked import forked
 
 SLEEP = ["sleep", "1000"]
@@ -122,9 +122,9 @@ def test_memory_of_all_of_them_together() -> None:
         first = takes(one, 50)
         assert first.poll() is None
         program = takes(two, 80, score=1000)
-        assert program.wait(10) == -signal.SIGKILL
+        assert program.wait(DEADLINE_SECONDS) == -signal.SIGKILL
         assert first.poll() is None
-        done = two.wait(10) if two.outcome is not None else two.destroy()
+        done = two.wait(DEADLINE_SECONDS) if two.outcome is not None else two.destroy()
         first.communicate()
         program.communicate()
     assert done.usage.oom_kill
@@ -170,7 +170,7 @@ def test_memory_of_a_living_slice() -> None:
         some.update(memory="64M")
         assert some.limits["memory"] == str(64 * MB)
         program = takes(container, 200)
-        assert program.wait(10) == -signal.SIGKILL
+        assert program.wait(DEADLINE_SECONDS) == -signal.SIGKILL
         program.communicate()
 
 
@@ -229,7 +229,7 @@ def test_who_is_still_in_it_stays_in_it() -> None:
     assert program.poll() is None
     above = [os.path.dirname(path) for path in directories(container)]
     container.destroy()
-    assert program.wait(10) == -signal.SIGKILL
+    assert program.wait(DEADLINE_SECONDS) == -signal.SIGKILL
     _station.close()
     assert not any(map(os.path.exists, above))
 

@@ -16,6 +16,7 @@ from pytest_cgroup._kernel_text import membership
 from pytest_cgroup._process import ProcessId
 from pytest_cgroup._shared import Ground, open_ground, settle
 from pytest_cgroup._shared.process import ProcessGround
+from tests.kernel.contain import DEADLINE_SECONDS
 from tests.kernel.forked import forked
 
 LEAKER = Path(__file__).resolve().parents[1] / "programs" / "leaker.py"
@@ -118,10 +119,10 @@ def test_one_can_be_moved_and_the_others_killed(kind: str) -> None:
         place, other = ground.hand_over(), ground.new_place()
         other.take_in(first.pid)
         place.kill(10)
-        alive = [first.poll() is None, second.wait(5)]
+        alive = [first.poll() is None, second.wait(DEADLINE_SECONDS)]
         where = [place.pids(), other.pids() == [first.pid]]
         other.kill(10)
-        first.wait(5)
+        first.wait(DEADLINE_SECONDS)
         return [alive, where]
 
     assert on_ground(kind, check) == [[True, -9], [[], True]]
