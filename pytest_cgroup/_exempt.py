@@ -25,6 +25,8 @@ _TRACKERS = (
     "*resource_tracker import main; main(*",  # loky's
     "*-m loky.backend.resource_tracker*",
 )
+#: ours, which ends when nobody is left to ask it
+_LAUNCHER = "*from pytest_cgroup._launcher import main*"
 _INTERPRETERS_OWN = (*_TRACKERS, "*from multiprocessing.forkserver import main*")
 #: what starts helpers of its own by way of these packages
 PLUMBING = frozenset(("xdist",))
@@ -48,6 +50,11 @@ def _containers_own() -> set[int]:
     """What lives in the containers of this process, and what starts it there."""
     station = getattr(sys.modules.get("pytest_cgroup._station"), "_station", None)
     return set() if station is None else station.helpers()
+
+
+def is_launcher(pid: int) -> bool:
+    """Whether the process starts programs in containers, for whoever it was that has ended before it."""
+    return fnmatchcase(shlex.join(command_line(pid)), _LAUNCHER)
 
 
 def runs_helper(argv: Sequence[str]) -> bool:

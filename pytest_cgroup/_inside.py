@@ -206,6 +206,8 @@ class Inside:
         """The end of the process: no atexit, no second flush of what pytest had buffered, but coverage is kept."""
         session = self.item.session
         coverage = save_coverage(self._output.coverage)
+        if (station := sys.modules.get("pytest_cgroup._station")) is not None:
+            station.leave()  # what starts programs in containers
         self.flush()
         self.tell(
             end=True,

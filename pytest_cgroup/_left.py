@@ -7,6 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
+from ._exempt import is_launcher
 from ._outcome import Leak
 from ._process import describe
 from .exceptions import ContainedWarning, ContainerError
@@ -32,11 +33,13 @@ def left_behind(tree: Tree, owner: str | None) -> tuple[list[Leak], str | None]:
     me, trouble = os.getpid(), None
     for _ in range(_LOOKS):
         try:
-            leaks = [leak for pid in tree.pids() if (leak := describe(pid, owner=owner, ancestors_until=me))]
+            pids = tree.pids()
+            others = [pid for pid in pids if not is_launcher(pid)]
+            leaks = [leak for pid in others if (leak := describe(pid, owner=owner, ancestors_until=me))]
         except OSError as error:
             trouble = error
             continue
-        if leaks or settles(tree, 0.0):
+        if leaks or len(others) < len(pids) or settles(tree, 0.0):
             return leaks, None
     return [], f"what is left behind can't be told: {trouble or 'it is not listed'}"
 

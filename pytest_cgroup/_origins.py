@@ -22,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ._process import stat_fields
+from ._process import comm, stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -232,11 +232,17 @@ def trace(pid: int, origins: Iterable[Origin], others: Iterable[Origin] = ()) ->
         if found is not None and found.may_be(start):
             return Traced(found, deeper=one != pid, sure=True)
     possible = [origin for origin in candidates if origin.may_be(start) and origin.boottime * _TICKS <= start + 2]
-    argv = command_line(pid)
+    argv, name = command_line(pid), comm(pid)
     for origin in reversed(possible):
-        if not origin.pid and origin.argv and origin.argv == argv:
+        same = origin.argv == argv if any(argv) else bool(origin.argv) and _comm_of(origin.argv[0]) == name
+        if not origin.pid and origin.argv and same:
             return Traced(origin, deeper=False, sure=False)
     return Traced(possible[-1], deeper=bool(possible[-1].argv), sure=False) if possible else None
+
+
+def _comm_of(program: str) -> str:
+    """What a zombie, which has no command line any more, is known by (TASK_COMM_LEN of the kernel's sched.h)."""
+    return os.path.basename(program)[:15]
 
 
 def placed(leak: Leak, traced: Traced) -> Leak:

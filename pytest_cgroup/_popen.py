@@ -158,6 +158,12 @@ class Launcher:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
+    def kill(self) -> None:
+        """End it at once, whether it listens already or not."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # it is ours, and not waited for
+        self.close()
+
     def forget(self) -> None:
         """In a forked child: it is the parent's."""
         self._socket.close()

@@ -131,6 +131,12 @@ class Station:
             for one in hosts:
                 one.close()
 
+    def leave(self) -> None:
+        """In a process that ends without `close`: the launcher goes before, and is nobody's leak."""
+        launcher, self._launcher = self._launcher, None
+        if launcher is not None:
+            launcher[0].kill()
+
     def forget(self) -> None:
         """In a forked child, where all of it is the parent's: its lock may be held by a thread that is not here."""
         if self._launcher is not None:
@@ -164,6 +170,12 @@ def close() -> None:
     """Give back what containers took of the host, before this process ends."""
     if _station is not None:
         _station.close()
+
+
+def leave() -> None:
+    """This process ends now: what listens for it does, too."""
+    if _station is not None:
+        _station.leave()
 
 
 def _after_fork() -> None:

@@ -283,3 +283,19 @@ def test_as_an_ordinary_user(unprivileged: OrdinaryUser, backend: str) -> None:
         command(("-q", f"--cgroup-backend={backend}", "--process-leaks=fail", "test_it.py"), unprivileged.python)
     )
     assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.requires("cgroup")
+@pytest.mark.parametrize("end", ["", "; os._exit(3)"])
+def test_what_starts_programs_is_no_leak_of_the_test(pytester: pytest.Pytester, end: str) -> None:
+    """It may not even listen yet when the test ends: its interpreter is stopped here before it comes to that."""
+    source = f"""
+@contained
+def test_it(contained):
+    from pytest_cgroup import _station
+    os.kill(_station.station()._launcher[0].pid, signal.SIGSTOP){end}
+"""
+    result = run(pytester, source)
+    assert result.counts == ({"failed": 1} if end else {"passed": 1}), result.text
+    assert "left behind" not in result.text
+    assert result.record["leaks"] == []
