@@ -21,6 +21,22 @@ _RULE = re.compile(r"^={2,}.*={2,}$")
 NOT_OURS = ("-uPYTEST_ADDOPTS", "-uPYTEST_XDIST_WORKER", "-uPYTEST_XDIST_WORKER_COUNT", "-uPYTEST_XDIST_TESTRUNUID")
 #: what every inner test file may use
 HEAD = "import os, signal, socket, subprocess, sys, threading, time\nimport pytest\ncontained = pytest.mark.contained\n"
+#: reads back a limit of the cgroup that an inner test stands in or below, by how that one's name begins
+LIMIT_ABOVE = r"""
+def limit_above(begins, file, v1_file, controller):
+    lines = [line.rstrip("\n").split(":", 2) for line in open("/proc/self/cgroup")]
+    paths = {name: path for _, names, path in lines for name in names.split(",")}
+    for fields in [line.split() for line in open("/proc/self/mountinfo")]:
+        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        v1 = kind == "cgroup" and controller in options
+        if v1 or (kind == "cgroup2" and controller not in paths):
+            path = paths[controller if v1 else ""]
+            at = fields[4] + (path[len(fields[3]):] if fields[3] != "/" else path)
+            while not os.path.basename(at).startswith(begins):
+                at = os.path.dirname(at)
+                if len(at) < 2: return None
+            return open(f"{at}/{v1_file if v1 else file}").read().strip()
+"""
 
 
 class Result:

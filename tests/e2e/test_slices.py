@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.inner import Result, run
+from tests.e2e.inner import LIMIT_ABOVE, Result, run
 
 # A limit is read back before anything goes beyond it.
-_HEAD = r"""
-def limit_of_slice(name, file, v1_file, controller):
-    lines = [line.rstrip("\n").split(":", 2) for line in open("/proc/self/cgroup")]
-    paths = {name: path for _, names, path in lines for name in names.split(",")}
-    for fields in [line.split() for line in open("/proc/self/mountinfo")]:
-        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
-        v1 = kind == "cgroup" and controller in options
-        if v1 or (kind == "cgroup2" and controller not in paths):
-            path = paths[controller if v1 else ""]
-            at = fields[4] + (path[len(fields[3]):] if fields[3] != "/" else path)
-            while os.path.basename(at) != "slice-" + name:
-                at = os.path.dirname(at)
-                if len(at) < 2: return None
-            return open(f"{at}/{v1_file if v1 else file}").read().strip()
+_HEAD = (
+    LIMIT_ABOVE
+    + r"""
 def hog(megabytes):
-    assert limit_of_slice("db", "memory.max", "memory.limit_in_bytes", "memory") == str(64 << 20)
+    assert limit_above("slice-db", "memory.max", "memory.limit_in_bytes", "memory") == str(64 << 20)
     with open("/proc/self/oom_score_adj", "w") as f: f.write("1000")
     return [bytearray(os.urandom(1)) * (1 << 20) for _ in range(megabytes)]
 def fork():
@@ -30,6 +19,7 @@ def fork():
         signal.pause()
     return pid
 """
+)
 _DB = "db: memory=64M pids=20"
 
 
@@ -74,7 +64,7 @@ def test_the_tasks_of_a_slice(pytester: pytest.Pytester) -> None:
     source = """
 @contained(slice="db")
 def test_forks():
-    assert limit_of_slice("db", "pids.max", "pids.max", "pids") == "20"
+    assert limit_above("slice-db", "pids.max", "pids.max", "pids") == "20"
     pids = []
     with pytest.raises(BlockingIOError):
         for _ in range(40): pids.append(fork())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_cgroup import Container, _station
-from tests.e2e.inner import HEAD, Result, command, run
+from tests.e2e.inner import HEAD, LIMIT_ABOVE, Result, command, run
 
 _HOG = """
 def hog():
@@ -23,22 +23,7 @@ def test_hog(by_child):
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == 9
 def test_after(): pass
 """
-_LIMIT = r"""
-def limit_of(file, v1_file, controller):
-    lines = [line.rstrip("\n").split(":", 2) for line in open("/proc/self/cgroup")]
-    paths = {name: path for _, names, path in lines for name in names.split(",")}
-    for fields in [line.split() for line in open("/proc/self/mountinfo")]:
-        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
-        v1 = kind == "cgroup" and controller in options
-        if v1 or (kind == "cgroup2" and controller not in paths):
-            path = paths[controller if v1 else ""]
-            below = path[len(fields[3]):] if fields[3] != "/" else path
-            at = fields[4] + below
-            while not os.path.basename(at).startswith("worker-"):
-                at = os.path.dirname(at)
-                if len(at) < 2: return None
-            return open(f"{at}/{v1_file if v1 else file}").read().strip()
-"""
+_LIMIT = LIMIT_ABOVE + "def limit_of(*names): return limit_above('worker-', *names)\n"
 
 
 def _run(pytester: pytest.Pytester, source: str, *arguments: str, worker: str = "memory=64M pids=100") -> Result:
