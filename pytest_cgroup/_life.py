@@ -20,7 +20,7 @@ from ._backends import refuse_what_is_missing
 from ._container import KILL_SECONDS, SETTLE_SECONDS
 from ._events import Events
 from ._outcome import Leak, Outcome, Usage
-from ._process import describe, lineage
+from ._process import describe
 from ._spawn import Spawner
 from ._trace import trace
 from ._visit import adopt
@@ -371,8 +371,7 @@ class Life:
         if self.cause is not None or tree.settle(0.0 if self.alive() else SETTLE_SECONDS):
             return ()
         me = os.getpid()
-        # what a daemon has started meanwhile is its own, too
-        left = [pid for pid in tree.pids() if not self.not_left.intersection(lineage(pid))]
+        left = [pid for pid in tree.pids() if pid not in self.not_left]
         leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in left]
         if grace > 0:
             tree.signal(signal.SIGTERM)
