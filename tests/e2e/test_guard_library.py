@@ -37,7 +37,9 @@ def stay(container):
     first = container.popen(["sleep", "120"])
     told = container.run(LEAVE, capture_output=True, text=True).stdout
     container.call(lambda: os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "121"))
-    (called,) = [process.pid for process in container.processes() if process.cmdline()[-1:] == ["121"]]
+    called = None
+    while called is None:  # it may not have been executed yet
+        called = next((process.pid for process in container.processes() if process.cmdline()[-1:] == ["121"]), None)
     told = f"{os.getpid()} {first.pid} {called} {told.split(maxsplit=1)[1]}"
     with open("told.new", "w") as f: f.write(told)
     os.rename("told.new", "told")
