@@ -20,7 +20,7 @@ from ._backends import refuse_what_is_missing
 from ._container import KILL_SECONDS, SETTLE_SECONDS
 from ._events import Events
 from ._outcome import Leak, Outcome, Usage
-from ._process import describe
+from ._process import describe, lineage
 from ._spawn import Spawner
 from ._trace import trace
 from ._visit import adopt
@@ -97,6 +97,8 @@ class Life:
         self._frozen = False
         #: pids that end with it by design, and are nobody's leaks
         self.not_left: set[int] = set()
+        #: pids of daemons: so does whatever they have started
+        self.daemon_pids: set[int] = set()
         self.daemons: Supervised | None = None
         #: its public face
         self.face: object = None
@@ -371,7 +373,7 @@ class Life:
         if self.cause is not None or tree.settle(0.0 if self.alive() else SETTLE_SECONDS):
             return ()
         me = os.getpid()
-        left = [pid for pid in tree.pids() if pid not in self.not_left]
+        left = [pid for pid in tree.pids() if pid not in self.not_left and self.daemon_pids.isdisjoint(lineage(pid))]
         leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in left]
         if grace > 0:
             tree.signal(signal.SIGTERM)

@@ -282,7 +282,7 @@ class Upkeep:
                 logs=self.logs,
                 ended=self._ended,
             )
-            self._life.not_left.add(instance.pid)
+            self._life.daemon_pids.add(instance.pid)
             if policy.pidfile is not None:
                 write_pidfile(policy.pidfile, instance.pid)
             if not policy.ready:

@@ -146,6 +146,28 @@ def test_destroyed_it_is_not_asked(backend: str) -> None:
     assert outcome.leaks == ()
 
 
+def test_what_a_daemon_starts_at_the_last_moment_is_no_leak(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its family is asked for first; here that is before it has started anything."""
+    with Container(backend=backend, leaks="fail") as container:
+        daemon = container.daemon(["sh", "-c", "read word; sleep 1000"], stdin=subprocess.PIPE)
+        family = daemon._upkeep.family
+
+        def then_start() -> list[int]:
+            found = family()
+            assert daemon._upkeep.instance is not None
+            stdin = daemon._upkeep.instance.process.stdin
+            assert stdin is not None
+            stdin.write(b"go\n")
+            stdin.close()
+            while len(container.processes()) < 2:
+                time.sleep(0.001)
+            return found
+
+        monkeypatch.setattr(daemon._upkeep, "family", then_start)
+        outcome = container.destroy()
+    assert outcome.leaks == ()
+
+
 def test_stop_is_gentle_and_final(backend: str) -> None:
     with Container(backend=backend) as container:
         daemon = container.daemon(SERVER, ready=UP, grace=DEADLINE_SECONDS)
