@@ -15,6 +15,8 @@ import sys
 PIPE, OWNER, STDERR, OTHERS = 0, 1, 2, 3
 #: how long after pytest's death somebody may still be on the way into a container, in seconds
 PATIENCE_SECONDS = 1.0
+#: how long the sessions of workers, in their controller's, may take to be ended by their own guards
+INNER_SECONDS = 10.0
 #: a session that is older gets its guard ready, in milliseconds
 _SHORT_SESSION = 1000
 DONE = b"done"
@@ -51,7 +53,7 @@ def main(orders: str, others: int) -> None:
                 told = {line for line in told if _is_of_the_living(line)}
         elif ready:  # and the pipe is drained
             break
-    clean_up(orders, told, rest)
+    clean_up(orders, others, told, rest)
 
 
 def _is_of_the_living(line: bytes) -> bool:
@@ -80,8 +82,12 @@ def get_ready() -> None:
     import pytest_cgroup._recover  # noqa: F401
 
 
-def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
-    """Pytest is dead, or its controller is, and then it ends, too: nobody reads its results any more."""
+def clean_up(orders: str, others: int, told: set[bytes], rest: bytes) -> None:
+    """Pytest is dead, or its controller is, and then it ends, too: nobody reads its results any more.
+
+    Its workers have guards of their own, which know what is to be spared, and come first; but those of limited workers
+    are killed with them.
+    """
     get_ready()
     import contextlib
     import json
@@ -97,6 +103,7 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
         end_reapers,
         end_session,
         in_place,
+        inner_sessions,
         set_free,
         sweep,
         trees_of,
@@ -130,7 +137,7 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
             if session is not None:
                 if globs is not None:
                     set_free(trees_of(session), outlives)
-                end_session(trees_of(session), tuple(asked["enabled"]), cleaned)
+                end_session(trees_of(session), tuple(asked["enabled"]), cleaned, others=False)
             if roots or asked["cookie"]:
                 end_processes(lambda: below(roots, owner), cleaned)  # noqa: B023 (it is called at once)
                 end_reapers(roots)
@@ -150,11 +157,26 @@ def clean_up(orders: str, told: set[bytes], rest: bytes) -> None:
         told.update(lines)
         if time.monotonic() > deadline:
             break
-    if session is not None:
-        with contextlib.suppress(OSError, CgroupError):
-            sweep(session)  # the controller's, which none but its workers' guards knows of
-    with contextlib.suppress(OSError):  # nobody reads
-        _tell(f"{asked['name']}[{pid}]", str(cleaned) if cleaned.killed else "", cleaned.left)
+    who = f"{asked['name']}[{pid}]"
+    if cleaned.killed:
+        _tell(f"{who} was killed, and left behind, now killed: {cleaned}")
+    if session is not None and not others:
+        workers = Cleaned()
+        try:
+            deadline = time.monotonic() + INNER_SECONDS
+            while inner_sessions(session) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            for tree in trees_of(session):
+                cleaned.left.pop(tree.path, None)
+            end_session(trees_of(session), tuple(asked["enabled"]), workers)
+            workers.killed.update(sweep(session, PATIENCE_SECONDS).killed)
+        except (OSError, CgroupError) as error:
+            cleaned.left["the sessions of workers"] = str(error)
+        if workers.killed:
+            _tell(f"{who} was killed, and its workers, and left behind, now killed: {workers}")
+        cleaned.left.update(workers.left)
+    for path, why in cleaned.left.items():
+        _tell(f"{who} was killed, and can't be cleaned up after: {path}: {why}")
 
 
 def _is_identity(line: bytes) -> bool:
@@ -167,12 +189,11 @@ def _is_fork(line: bytes) -> bool:
     return first == FORK and _is_identity(rest)
 
 
-def _tell(who: str, killed: str, left: dict[str, str]) -> None:
-    text = f"\npytest-cgroup: {who} was killed, and left behind, now killed: {killed}\n" if killed else ""
-    for path, why in left.items():
-        text += f"\npytest-cgroup: {who} was killed, and can't be cleaned up after: {path}: {why}\n"
-    if text:
-        os.write(STDERR, text.encode(errors="replace"))
+def _tell(what: str) -> None:
+    import contextlib
+
+    with contextlib.suppress(OSError):  # nobody reads
+        os.write(STDERR, f"\npytest-cgroup: {what}\n".encode(errors="replace"))
 
 
 if __name__ == "__main__":

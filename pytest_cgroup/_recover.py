@@ -76,16 +76,18 @@ def trees_of(session: Cgroup) -> list[Cgroup]:
 # one session
 
 
-def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Cleaned) -> None:
+def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Cleaned, *, others: bool = True) -> None:
     """Kill what is in a dead session's containers, and remove its cgroup.
 
     Args:
         trees: its cgroup in each hierarchy, the signed ones first.
         enabled: the controllers that it enabled in the cgroup above.
         cleaned: what is done is told there.
+        others: also end the other dead sessions that are in it, those of workers in the controller's.
     """
+    spared = _may_live if others else is_signed
     trees = [tree for tree in trees if tree.exists]
-    containers = [container for tree in trees for container in _containers(tree, cleaned)]
+    containers = [container for tree in trees for container in _containers(tree, spared, cleaned)]
     for container in containers:  # all of them, before any is waited for
         with contextlib.suppress(OSError, CgroupError):  # gone meanwhile, or else the next step says so
             cleaned.killed.update((pid, _name(pid)) for pid in container.pids())
@@ -93,7 +95,7 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
     for container in containers:
         _end_container(container, cleaned)
     for tree in reversed(trees):
-        _end_directory(tree, enabled, cleaned)
+        _end_directory(tree, enabled, spared, cleaned)
 
 
 def set_free(trees: Iterable[Cgroup], outlives: Callable[[int], bool]) -> None:
@@ -117,13 +119,28 @@ def own_cgroup(*, v2: bool) -> Cgroup:
     raise ContainerError("pytest's own cgroup is not to be seen here: nobody could step back into it")
 
 
-def _containers(tree: Cgroup, cleaned: Cleaned) -> list[Cgroup]:
+def _containers(tree: Cgroup, spared: Callable[[str], bool], cleaned: Cleaned) -> list[Cgroup]:
     names = _inner(tree.path, cleaned)
-    return [tree.child(name) for name in names if name != LEAF and not _may_live(f"{tree.path}/{name}")]
+    return [tree.child(name) for name in names if name != LEAF and not spared(f"{tree.path}/{name}")]
+
+
+def inner_sessions(session: Cgroup) -> list[str]:
+    """The directories of the signed sessions that are in *session*, living or dead."""
+    paths = (f"{tree.path}/{name}" for tree in trees_of(session) for name in _inner(tree.path, Cleaned()))
+    return [path for path in paths if is_signed(path)]
+
+
+def is_signed(directory: str) -> bool:
+    """Whether it is a session's, as far as anybody may know."""
+    return _signed(directory, lambda owner: True)
 
 
 def _may_live(directory: str) -> bool:
-    """Whether it is a session whose owner is not known to be dead: a worker's, in the controller's that was killed."""
+    """Whether its owner, besides, is not known to be dead."""
+    return _signed(directory, lambda owner: not owner.is_dead)
+
+
+def _signed(directory: str, by: Callable[[Owner], bool]) -> bool:
     if not is_session(os.path.basename(directory)):
         return False
     try:
@@ -132,7 +149,7 @@ def _may_live(directory: str) -> bool:
         return False
     except OSError:  # nobody knows
         return True
-    return isinstance(found, Signature) and not found.owner.is_dead
+    return isinstance(found, Signature) and by(found.owner)
 
 
 def _end_container(container: Cgroup, cleaned: Cleaned) -> None:
@@ -154,12 +171,12 @@ def _end_container(container: Cgroup, cleaned: Cleaned) -> None:
             time.sleep(0.001)
 
 
-def _end_directory(tree: Cgroup, enabled: tuple[str, ...], cleaned: Cleaned) -> None:
+def _end_directory(tree: Cgroup, enabled: tuple[str, ...], spared: Callable[[str], bool], cleaned: Cleaned) -> None:
     path = tree.path
     inner = _inner(path, cleaned)
     if path in cleaned.left:
         return
-    if any(_may_live(f"{path}/{name}") for name in inner):
+    if any(spared(f"{path}/{name}") for name in inner):
         cleaned.left[path] = "a session that lives is in it"
         return
     if tree.unified:
@@ -210,16 +227,26 @@ def _inner(directory: str, cleaned: Cleaned) -> list[str]:
 # the sessions that are dead
 
 
-def sweep(session: Cgroup) -> Cleaned:
-    """End the dead sessions beside the living *session*; cheap: it looks in one directory of each hierarchy, or two."""
+def sweep(session: Cgroup, patience_seconds: float = 0.0) -> Cleaned:
+    """End the dead sessions beside *session*; cheap: it looks in one directory of each hierarchy, or two.
+
+    Their own guards may take *patience_seconds* for that.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline and _dead(_beside(session, Cleaned()), Cleaned()):
+        time.sleep(0.02)
     cleaned = Cleaned()
+    _end_all(_dead(_beside(session, cleaned), cleaned), cleaned)
+    return cleaned
+
+
+def _beside(session: Cgroup, cleaned: Cleaned) -> dict[str, list[Cgroup]]:
     found: dict[str, list[Cgroup]] = {}
     for tree in trees_of(session):
         for directory in _places(os.path.dirname(tree.path), cleaned):
             for name in filter(is_session, _inner(directory, cleaned)):
-                found.setdefault(name, []).append(_beside(tree, f"{directory}/{name}"))
-    _end_the_dead(found, cleaned)
-    return cleaned
+                found.setdefault(name, []).append(_like(tree, f"{directory}/{name}"))
+    return found
 
 
 def _places(base: str, cleaned: Cleaned) -> Iterator[str]:
@@ -233,7 +260,7 @@ def _places(base: str, cleaned: Cleaned) -> Iterator[str]:
             yield from (f"{above}/{one}" for one in scopes)
 
 
-def _beside(tree: Cgroup, path: str) -> Cgroup:
+def _like(tree: Cgroup, path: str) -> Cgroup:
     return Cgroup(path) if tree.unified else Cgroup(None, dict.fromkeys(tree.controllers, path))
 
 
@@ -254,7 +281,7 @@ def clean() -> Cleaned:
         for path in _walk(mount.mount_point, cleaned):
             tree = Cgroup(path) if mount.version == 2 else Cgroup(None, dict.fromkeys(controllers, path))
             found.setdefault(os.path.basename(path), []).append(tree)
-    _end_the_dead(found, cleaned)
+    _end_all(_dead(found, cleaned), cleaned)
     end_processes(_orphans, cleaned)
     return cleaned
 
@@ -269,7 +296,14 @@ def _walk(top: str, cleaned: Cleaned) -> Iterator[str]:
         todo += [f"{directory}/{name}" for name in _inner(directory, cleaned) if not inside or is_session(name)]
 
 
-def _end_the_dead(found: dict[str, list[Cgroup]], cleaned: Cleaned) -> None:
+def _end_all(sessions: Iterable[tuple[list[Cgroup], tuple[str, ...]]], cleaned: Cleaned) -> None:
+    for trees, enabled in sessions:
+        end_session(trees, enabled, cleaned)
+
+
+def _dead(found: dict[str, list[Cgroup]], cleaned: Cleaned) -> list[tuple[list[Cgroup], tuple[str, ...]]]:
+    """For `end_session`, of those *found*; why others are not is told."""
+    sessions = []
     for trees in reversed(found.values()):  # inner ones first
         signed, unsigned = _by_signature(trees, cleaned)
         dead = []
@@ -284,7 +318,8 @@ def _end_the_dead(found: dict[str, list[Cgroup]], cleaned: Cleaned) -> None:
             cleaned.left.update((tree.path, UNSIGNED) for tree in unsigned)
         elif len(dead) == len(signed):
             enabled = next((told.enabled for _, told in dead if told.enabled), ())
-            end_session([*(tree for tree, _ in dead), *unsigned], enabled, cleaned)
+            sessions.append(([*(tree for tree, _ in dead), *unsigned], enabled))
+    return sessions
 
 
 def _by_signature(trees: list[Cgroup], cleaned: Cleaned) -> tuple[list[tuple[Cgroup, Signature]], list[Cgroup]]:

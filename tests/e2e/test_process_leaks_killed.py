@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.inner import run as run_inner
 from tests.e2e.leaving import WAYS, is_alive, pid_of, section, survivors
-from tests.e2e.stage import SECONDS, Run, Stage, cgroups_of, lives
+from tests.e2e.stage import SECONDS, Run, Stage, cgroups_of, guards_of, lives
 
 pytestmark = pytest.mark.usefixtures("no_other_recovery", "with_recovery")
 backends = pytest.mark.parametrize("backend", ["auto", "process"])
@@ -104,6 +104,47 @@ def test_nothing_survives_xdist(stage: Stage, backend: str, victim: str) -> None
         assert not lives(worker)
         assert cgroups_of(run.pytest) == cgroups_of(run.controller) == []
         assert f"pytest[{run.pytest}] was killed" in said
+
+
+def test_what_a_worker_left_is_its_own_guards_matter(root: Stage) -> None:
+    """The others' guards don't know what is to be spared, and are done first here."""
+    source = """
+@pytest.mark.parametrize("number", [0, 1])
+def test_it(number):
+    LEFT.append(subprocess.Popen(["sleep", "123"]).pid)
+    mine = os.path.abspath(f"told-{number}")
+    with open(mine + "-", "w") as f:
+        f.write(f"{PYTEST} {LEFT[0]}")
+    os.rename(mine + "-", mine)
+    while not os.path.exists("told-0") or not os.path.exists("told-1"):
+        time.sleep(0.01)
+    if number == 0:
+        stay()
+    signal.alarm(120)
+    signal.pause()
+"""
+    arguments = ("-p", "xdist.plugin", "-n2", "--max-worker-restart=0", "--process-leaks-ignore=*sleep 123*")
+    with _watch(root, *arguments, source=source) as run:
+        slow, spared = map(int, root.path.joinpath("told-1").read_text().split())
+        named = psutil.Process(spared)
+        (guard,) = guards_of(slow)
+        os.kill(guard, signal.SIGSTOP)
+        try:
+            os.kill(slow, signal.SIGKILL)
+            os.kill(run.controller, signal.SIGKILL)
+            deadline = time.monotonic() + SECONDS / 5
+            while (guards_of(run.pytest) or cgroups_of(run.pytest)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert guards_of(run.pytest) == cgroups_of(run.pytest) == []
+            assert cgroups_of(slow)
+            assert lives(named)
+        finally:
+            os.kill(guard, signal.SIGCONT)
+        run.process.communicate(timeout=SECONDS)
+        assert lives(named)
+        assert run.survivors == run.left
+        assert cgroups_of(slow) == cgroups_of(run.controller) == []
+        named.kill()
 
 
 @pytest.mark.requires("pids")
