@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "pytest-cgroup-"
-#: of cgroup.procs: the cgroup is gone, or it is a threaded one, whose processes are listed above it
-_NO_LIST = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
+#: what a cgroup's file says when it is gone
+_GONE = (errno.ENOENT, errno.ENODEV)
 #: as often rmdir is tried again after any refusal but EBUSY
 _MOST_REFUSALS = 5
 
@@ -179,11 +179,7 @@ class Cgroup:
         found: dict[int, None] = {}
         for directory in self.directories[:1]:
             for path in _tree(directory):
-                try:
-                    found.update(dict.fromkeys(map(int, read_file(f"{path}/cgroup.procs").split())))
-                except OSError as error:
-                    if error.errno not in _NO_LIST:
-                        raise
+                found.update(dict.fromkeys(_members(path)))
         return list(found)
 
     @property
@@ -443,6 +439,21 @@ def _tree(directory: str) -> list[str]:
         except FileNotFoundError:
             continue
     return found
+
+
+def _members(directory: str) -> list[int]:
+    """Who is in it, without those below it; [] when it is gone: what says so and still is there is asked again."""
+    for _ in range(_MOST_REFUSALS):
+        try:
+            return [*map(int, read_file(f"{directory}/cgroup.procs").split())]
+        except OSError as error:
+            refused = error
+        # a threaded one's processes are listed above it
+        if refused.errno == errno.EOPNOTSUPP or not os.path.exists(directory):
+            return []
+        if refused.errno not in _GONE:
+            break
+    raise refused
 
 
 def remove_quietly(directory: str) -> None:

@@ -17,6 +17,8 @@ import pytest_cgroup
 
 _BLOCK = re.compile(r"^_{2,} (.+) _{2,}$")
 _RULE = re.compile(r"^={2,}.*={2,}$")
+#: where a run that hangs ends; a slow machine may take a minute for what takes five seconds elsewhere
+_SECONDS = 240
 #: `env` without what says to the inner run that it is a worker of the outer one
 NOT_OURS = ("-uPYTEST_ADDOPTS", "-uPYTEST_XDIST_WORKER", "-uPYTEST_XDIST_WORKER_COUNT", "-uPYTEST_XDIST_TESTRUNUID")
 #: what every inner test file may use
@@ -122,7 +124,7 @@ def run(
         "junit_family=xunit1",
         *((f"--resource-usage-json={path}",) if usage_json else ()),
     )
-    done = pytester.run(*prefix, *command((*options, *xdist, *arguments), before=before), timeout=60)
+    done = pytester.run(*prefix, *command((*options, *xdist, *arguments), before=before), timeout=_SECONDS)
     text = "\n".join([*done.outlines, *done.errlines])
     assert "INTERNALERROR" not in text
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -105,6 +105,28 @@ def test_members(cgroup: Cgroup) -> None:
     assert not cgroup.populated
 
 
+def test_who_says_that_it_is_gone_is_not_believed(cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENODEV is what the kernel answers of a cgroup that is gone; nobody else's word makes its members vanish."""
+    pid = born_in(cgroup)
+    answers = iter([OSError(errno.ENODEV, "gone")])
+
+    def gone(path: str) -> str:
+        for answer in answers:
+            raise answer
+        return read_file(path)
+
+    monkeypatch.setattr("pytest_cgroup._cgroup.read_file", gone)
+    assert len(cgroup.pids()) == 1
+    answers = (OSError(errno.ENODEV, "gone") for _ in range(100))
+    with pytest.raises(OSError, match="gone"):
+        cgroup.pids()
+    monkeypatch.undo()
+    never_made = Cgroup(f"{cgroup.path}/never-made")
+    assert never_made.pids() == []
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def test_a_zombie_is_no_member(cgroup: Cgroup) -> None:
     pid = born_in(cgroup, lambda: None)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
