@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from queue import Empty, Queue
 
-from tests.faults.runs import Fault, complaints, faults_of, some_of, zygote
+from tests.faults.runs import Fault, complaints, faults_of, happened, some_of, zygote
 from tests.faults.scenarios import SCENARIOS, Scenario
 
 
@@ -65,7 +65,7 @@ def _work(scenario: Scenario, todo: Queue[Fault], seen: Counter[str], options: a
             seen["fired" if run["calls"] else "missed"] += 1
             for complaint in complaints(scenario, run, fault):
                 seen[complaint.partition(":")[0]] += 1
-                print(f"{scenario.name}: {fault}: {complaint}", flush=True)
+                print(f"{scenario.name}: {happened(run, fault)}: {complaint}", flush=True)
                 if options.verbose:
                     print(run["text"])
 

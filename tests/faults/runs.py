@@ -168,8 +168,17 @@ def one_of_each(faults: Sequence[Fault]) -> list[Fault]:
     return [alike[number % len(alike)] for number, alike in enumerate(by_kind.values())]
 
 
+def happened(run: dict[str, Any], fault: Fault | None) -> Fault | None:
+    """The fault of that number as it came about: a call more or less before it, and it is another call that failed."""
+    if fault is None or not run["calls"]:
+        return fault
+    role, number, call, subject, name = run["calls"][0]
+    return Fault(role, number, fault.which, call, subject, name)
+
+
 def complaints(scenario: Scenario, run: dict[str, Any], fault: Fault | None) -> list[str]:
     """What is not as it was promised: of any run with one fault in it, or of one without."""
+    fault = happened(run, fault)
     found = []
     text = run["text"]
     if run["hung"]:
