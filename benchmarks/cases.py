@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from .library import library
-from .measure import Contender, plugin_arguments, print_table, ratio, run, take_turns, verdict
+from .measure import Contender, own_share, plugin_arguments, print_table, ratio, run, take_turns, verdict
 
 _IMPORT = "import pytest\n\n"
 
@@ -46,6 +46,8 @@ def idle(rounds: int, tests: int | None) -> None:
         )
     head = ["", "whole run", "ratio", "quartiles", "tests alone", "CPU time", "limit"]
     print_table(f"Nothing marked, {count} empty tests, {rounds} rounds", head, rows)
+    own, share = own_share(contenders[1])
+    print(f"\nIn the package and what it calls, by the profiler: {own * 1000:.1f} ms, {share:.2%} of the run")
 
 
 def fork(rounds: int, tests: int | None) -> None:

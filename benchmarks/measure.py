@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import pstats
 import resource
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_PACKAGE = f"{os.sep}pytest_cgroup{os.sep}"
 # What runs inside: it times the tests alone, apart from interpreter, imports and collection.
 _CONFTEST = """
 import json, os, time
@@ -82,8 +84,10 @@ def plugin_arguments() -> list[str]:
     return ["-p", "cgroup"] if entries else ["-p", "pytest_cgroup.plugin"]
 
 
-def run(contender: Contender, timeout: float = 600) -> Run:
+def run(contender: Contender, timeout: float = 600, below: Sequence[str] = ()) -> Run:
     """Run *contender* once in a directory of its own; files that the tests write there are kept as texts.
+
+    *below* are options of Python's, with a module that runs another one.
 
     Raises:
         RuntimeError: pytest did not pass.
@@ -100,7 +104,7 @@ def run(contender: Contender, timeout: float = 600) -> Run:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contender.arguments],
+            [sys.executable, *below, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contender.arguments],
             cwd=directory,
             env=env,
             stdout=subprocess.PIPE,
@@ -124,6 +128,24 @@ def run(contender: Contender, timeout: float = 600) -> Run:
             directory={path.name: path.read_text() for path in directory.glob("*.txt")},
             probe=probe,
         )
+
+
+def own_share(contender: Contender) -> tuple[float, float]:
+    """What a run spends in this package and in what that calls, in seconds; and as a share of it all.
+
+    By the profiler (cProfile), which makes many small calls dearer than they are; and what is imported below an import
+    is counted twice. So it is the most that it can be, and no other load of the machine is in it.
+    """
+    with tempfile.NamedTemporaryFile(prefix="bench-", suffix=".prof") as file:
+        run(contender, below=("-m", "cProfile", "-o", file.name))
+        stats: Any = pstats.Stats(file.name)
+    own = sum(
+        seconds
+        for where, (*_, callers) in stats.stats.items()
+        for caller, (*_, seconds) in callers.items()
+        if _PACKAGE in where[0] and _PACKAGE not in caller[0]
+    )
+    return own, own / stats.total_tt
 
 
 def take_turns(contenders: Sequence[Contender], rounds: int) -> list[list[Run]]:
