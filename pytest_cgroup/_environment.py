@@ -278,8 +278,8 @@ def _distribution(files: _Files) -> str | None:
 
 
 def _libc(maps: str) -> str | None:
-    """By what is loaded: a glibc system may have musl installed, too."""
-    if re.search(r"/ld-musl-[^/]*$|/libc\.musl-[^/]*$", maps, re.MULTILINE):
+    """By what is loaded: a glibc system may have musl installed, too, and calls it libc.so."""
+    if re.search(r"/ld-musl-[^/]*$|/libc\.musl-[^/]*$|/libc\.so$", maps, re.MULTILINE):
         return "musl"
     return "glibc" if re.search(r"/libc(\.so\.6|-2\.\d+\.so)$", maps, re.MULTILINE) else None
 

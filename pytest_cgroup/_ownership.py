@@ -21,6 +21,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from . import _syscalls
 from ._cgroup import PREFIX
 from ._process import ProcessId
 
@@ -117,7 +118,7 @@ def sign(directory: str, enabled: tuple[str, ...] = ()) -> bool:
     text = json.dumps({"namespaces": _own_namespaces(), "enabled": enabled}).encode()
     for attribute in _ATTRIBUTES:
         try:
-            os.setxattr(directory, attribute, text)
+            _syscalls.setxattr(directory, attribute, text)
         except OSError:  # ENOTSUP, EPERM, ENOSPC; then the guard cleans up, but no later session does
             continue
         return True
@@ -138,7 +139,7 @@ def signature(directory: str) -> Signature | str:
         return f"it belongs to uid {uid}"
     for attribute in _ATTRIBUTES:
         try:
-            told = json.loads(os.getxattr(directory, attribute))
+            told = json.loads(_syscalls.getxattr(directory, attribute))
             pid_ns, time_ns = map(int, told["namespaces"])
             enabled = tuple(word for word in told["enabled"] if re.fullmatch("[a-z]+", word))
         except OSError as error:

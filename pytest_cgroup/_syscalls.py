@@ -83,6 +83,8 @@ def _libc() -> CDLL:
         "capget": [ctypes.c_void_p, ctypes.c_void_p],
         "capset": [ctypes.c_void_p, ctypes.c_void_p],
         "sigqueue": [number, number, ctypes.c_void_p],
+        "setxattr": [text, text, text, ctypes.c_size_t, number],
+        "getxattr": [text, text, ctypes.c_void_p, ctypes.c_size_t],
     }
     for name, argtypes in prototypes.items():
         function = getattr(libc, name)
@@ -270,3 +272,27 @@ def clear_capabilities() -> None:
     _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _check("capset", _libc().capset(header, (ctypes.c_uint32 * 6)()))
+
+
+# --- extended attributes: Python before 3.12 has them with glibc only ---
+
+_XATTR_SIZE_MAX = 65536
+
+
+def setxattr(path: str, attribute: str, value: bytes) -> None:
+    """Give a file an extended attribute, or another value of it (setxattr(2))."""
+    if hasattr(os, "setxattr"):
+        os.setxattr(path, attribute, value)
+    else:
+        _check("setxattr", _libc().setxattr(os.fsencode(path), attribute.encode(), value, len(value), 0), path)
+
+
+def getxattr(path: str, attribute: str) -> bytes:
+    """The value of an extended attribute (getxattr(2))."""
+    if hasattr(os, "getxattr"):
+        return os.getxattr(path, attribute)
+    import ctypes
+
+    value = ctypes.create_string_buffer(_XATTR_SIZE_MAX)
+    size = _check("getxattr", _libc().getxattr(os.fsencode(path), attribute.encode(), value, _XATTR_SIZE_MAX), path)
+    return value.raw[:size]

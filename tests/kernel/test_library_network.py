@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import os
@@ -328,7 +329,8 @@ def test_a_port_that_is_taken() -> None:
         container = Container(ports={8080: port})
         with pytest.raises(ContainerError) as raised:
             container.start()
-    assert f"port 8080 can't be published (bind {port} 127.0.0.1:{port}): Address already in use" in str(raised.value)
+    why = os.strerror(errno.EADDRINUSE)
+    assert f"port 8080 can't be published (bind {port} 127.0.0.1:{port}): {why}" in str(raised.value)
     assert "0 takes any port that is free" in str(raised.value)
 
 

@@ -25,6 +25,7 @@ from tests.kernel.contain import identity
 from tests.kernel.forked import ORDINARY, forked
 
 pytestmark = [pytest.mark.requires("cgroup"), pytest.mark.usefixtures("no_other_recovery")]
+attributes = pytest.mark.skipif(not hasattr(os, "listxattr"), reason="Python 3.11 has no attributes with musl")
 #: no process of this kernel has had it: it is above the highest pid
 NOBODY = "pytest-cgroup-99999999-1"
 
@@ -152,6 +153,7 @@ def test_what_lives_in_a_dead_one_is_not_touched(stage: Cgroup) -> None:
     assert not outer.exists
 
 
+@attributes
 @pytest.mark.usefixtures("signed")
 @pytest.mark.parametrize("how", ["unsigned", "garbage", "signed"])
 def test_a_name_proves_nothing(stage: Cgroup, how: str) -> None:
@@ -190,6 +192,7 @@ def another_pid_namespace() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.requires("pid_ns")
+@attributes
 @pytest.mark.usefixtures("signed")
 def test_an_owner_in_another_pid_namespace(stage: Cgroup) -> None:
     """It may live as long as a process has its number there; with its init it is dead, and so is its guard."""
@@ -215,6 +218,7 @@ def test_an_owner_in_another_pid_namespace(stage: Cgroup) -> None:
     end(left)
 
 
+@attributes
 @pytest.mark.usefixtures("signed")
 @pytest.mark.parametrize("proven", [True, False])
 def test_a_signature_speaks_for_all_hierarchies(stage: Cgroup, proven: bool) -> None:

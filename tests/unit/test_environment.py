@@ -203,6 +203,8 @@ def test_wsl(machine: Machine, release: str, wsl: int | None) -> None:
 def test_musl_is_what_is_loaded_not_what_is_installed(machine: Machine) -> None:
     alpine = {"etc/os-release": 'PRETTY_NAME="Alpine Linux v3.20"\n', "proc/self/maps": MUSL_MAPS}
     assert machine.recognise(alpine).describe() == "no systemd, Alpine Linux v3.20, musl, Linux 6.12.1, uid 1000"
+    another = {"proc/self/maps": MUSL_MAPS.replace("/lib/ld-musl-x86_64.so.1", "/usr/lib/x86_64-linux-musl/libc.so")}
+    assert machine.recognise(another).libc == "musl"
     installed = {"lib/ld-musl-x86_64.so.1": "", "proc/self/maps": GLIBC_MAPS}
     assert machine.recognise(installed).libc == "glibc"
     assert machine.recognise({"proc/self/maps": ""}).libc is None

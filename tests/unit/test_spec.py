@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,7 +75,7 @@ GOOD: dict[str, list[tuple[object, object]]] = {
         ("signal:SEGV", "signal:SEGV"),
         ("signal:sigsegv", "signal:SEGV"),
         ("signal:11", "signal:SEGV"),
-        ("signal:SIGCLD", "signal:CHLD"),
+        *([("signal:SIGCLD", "signal:CHLD")] if hasattr(signal, "SIGCLD") else []),  # musl has no such name
         ("signal:40", "signal:40"),
         ("exit:3", "exit:3"),
         ("exit:0", "exit:0"),

@@ -50,7 +50,7 @@ OF_MUSL = {
     "syscall",
     "clone",
     "ptrace",
-} | {"sigqueue"}
+} | {"sigqueue", "setxattr", "getxattr"}
 
 
 def test_only_functions_that_musl_has_are_used() -> None:
@@ -186,3 +186,26 @@ def test_cleared_capabilities_are_gone() -> None:
         return repr([had, sc.effective_capabilities(), *(int(status(f"Cap{x}"), 16) for x in ("Eff", "Prm", "Inh"))])
 
     assert forked(child) == "[True, 0, 0, 0, 0]"
+
+
+@pytest.mark.parametrize("python_has_them", [True, False])
+def test_attributes(python_has_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 has none with musl."""
+    if not python_has_them:
+        monkeypatch.delattr(os, "setxattr", raising=False)
+        monkeypatch.delattr(os, "getxattr", raising=False)
+    path = tmp_path / "Stra\xdfe"
+    path.touch()
+    try:
+        sc.setxattr(str(path), "user.pytest-cgroup", b"one\0two")
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            pytest.skip("this file system keeps no attributes")
+        raise
+    sc.setxattr(str(path), "user.pytest-cgroup", b"[1, 2]")
+    assert sc.getxattr(str(path), "user.pytest-cgroup") == b"[1, 2]"
+    with pytest.raises(OSError, match=os.strerror(errno.ENODATA)) as caught:
+        sc.getxattr(str(path), "user.another")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENODATA, str(path))
+    with pytest.raises(FileNotFoundError):
+        sc.setxattr(str(tmp_path / "nothing"), "user.pytest-cgroup", b"")
