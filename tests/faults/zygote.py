@@ -24,6 +24,8 @@ PREFIX = "pytest-cgroup-"
 _LEAVE_SECONDS = 15.0
 #: how long a guard may take that does what it can
 _GUARD_SECONDS = 3.0
+#: systemd to remove a scope in
+_SCOPE_SECONDS = 5.0
 
 
 def serve() -> None:
@@ -270,7 +272,14 @@ def _command(pid: int) -> str:
 
 
 def _cgroups_of(pids: set[int]) -> list[str]:
-    """The cgroups of the sessions of *pids*, in every hierarchy, inner ones last."""
+    """The cgroups of the sessions of *pids*, in every hierarchy, inner ones last; systemd removes an empty scope."""
+    deadline = time.monotonic() + _SCOPE_SECONDS
+    while (found := _found(pids)) and found[-1].endswith(".scope") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def _found(pids: set[int]) -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8") as f:
         rows = [line.split(" - ") for line in f]
     mounts = dict.fromkeys(row[0].split()[4] for row in rows if row[1].startswith("cgroup"))
