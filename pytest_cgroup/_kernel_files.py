@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from ._trace import listens, target, trace
@@ -59,14 +60,24 @@ def join(procs: int) -> None:
 
 
 def words(path: str) -> list[str]:
-    """The words of a cgroup file; none where it is not there or can't be read.
+    """The words of a cgroup file; none where it is not there or can't be read."""
+    with contextlib.suppress(OSError):
+        return told_words(path)
+    return []
 
-    Such are cgroup.type in the root, and cgroup.procs of a threaded cgroup.
+
+def told_words(path: str) -> list[str]:
+    """The same; none where there is nothing to be read: cgroup.type of the root, cgroup.procs of a threaded cgroup.
+
+    Raises:
+        OSError: there is, and it can't be read.
     """
     try:
         return read_file(path).split()
-    except OSError:
-        return []
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
+            return []
+        raise
 
 
 def move_all(source: str, target: str) -> list[int]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from . import _lacking
 from ._cgroup import PREFIX, Cgroup, remove_quietly
 from ._cgroup_v1 import adopt_cpuset
-from ._kernel_files import mkdir, move_all, read_file, words, write_file
+from ._kernel_files import mkdir, move_all, read_file, told_words, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
 from ._ownership import LEAF as LEAF
@@ -268,7 +268,7 @@ class Placement:
 
     def _enable(self, base: str, session: str, mount_point: str) -> None:
         given = words(f"{base}/cgroup.subtree_control")
-        lacking = [c for c in CONTROLLERS if c in words(f"{base}/cgroup.controllers") and c not in given]
+        lacking = [c for c in self._offered_in(base) if c not in given]
         if lacking:
             obstacle = self._clear(base, session)
             if obstacle is None:
@@ -285,6 +285,15 @@ class Placement:
                 self.missing.setdefault(controller, _lacking.not_delegated(controller, base, mount_point))
         self._check_cpuset(session)
 
+    def _offered_in(self, base: str) -> list[str]:
+        try:
+            offered = told_words(f"{base}/cgroup.controllers")
+        except OSError as error:
+            why = _unread(error, f"{base}/cgroup.controllers")
+            self.missing.update((name, why) for name in CONTROLLERS if not self._offered_by_v1(name))
+            return []
+        return [controller for controller in CONTROLLERS if controller in offered]
+
     def _offered_by_v1(self, controller: str) -> bool:
         v1 = self.session.controllers if self.session else {}
         return ("blkio" if controller == "io" else controller) in v1
@@ -297,10 +306,14 @@ class Placement:
         """
         if not os.path.exists(f"{base}/cgroup.type"):
             return None  # the root cgroup, which is exempt
-        here = _is_here(base)
-        if here:
-            self._step_aside(base, session)
-        others = _pids(f"{base}/cgroup.procs")
+        members = f"{base}/cgroup.procs"
+        try:
+            here = os.getpid() in _pids(members)
+            if here:
+                self._step_aside(base, session)
+            others = _pids(members)
+        except OSError as error:
+            return _unread(error, members)
         if others and here and (self._all_ours or (self._take_over and self._in_private_root)):
             others = move_all(base, self._leaf)
         if not others:
@@ -387,13 +400,13 @@ def _above_leaf(directory: str) -> str:
     return parent if name == LEAF and os.path.basename(parent).startswith(PREFIX) else directory
 
 
-def _is_here(directory: str) -> bool:
-    return os.getpid() in _pids(f"{directory}/cgroup.procs")
-
-
 def _pids(path: str) -> list[int]:
     """0 is a process of another pid namespace: it is there, but has no number here."""
-    return [int(word) for word in words(path)]
+    return [int(word) for word in told_words(path)]
+
+
+def _unread(error: OSError, path: str) -> Missing:
+    return _lacking.from_refusal(refused("it can't be read", error, path=path, operation="read"), _lacking.HOW)
 
 
 def _name(pid: int) -> str:

@@ -28,7 +28,7 @@ import time
 from dataclasses import dataclass
 
 from ._cgroup import PREFIX
-from ._kernel_files import read_file, words
+from ._kernel_files import read_file, told_words, words
 from ._kernel_text import CgroupMount, membership, own_directory
 from ._process import ProcessId
 from .exceptions import NotOffered
@@ -168,7 +168,7 @@ def _numbers_agree(pid: int) -> bool:
 def _depth(status: str) -> int:
     try:
         lines = read_file(status).splitlines()
-    except OSError:
+    except FileNotFoundError:
         return 0
     return next((len(line.split()) - 1 for line in lines if line.startswith("NSpid:")), 0)
 
@@ -193,7 +193,11 @@ def _check_leaving(manager: Manager, own: str) -> None:
 
 
 def _limit(path: str) -> str | None:
-    value = " ".join(words(path))
+    try:
+        value = " ".join(told_words(path))
+    except OSError as error:
+        why = f"whether a scope would escape from a limit can't be known: {path}: {error.strerror}"
+        raise NotOffered(why, remedy="run pytest again") from error
     return None if not value or value.startswith("max") else value
 
 
