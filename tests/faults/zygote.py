@@ -272,9 +272,12 @@ def _command(pid: int) -> str:
 
 
 def _cgroups_of(pids: set[int]) -> list[str]:
-    """The cgroups of the sessions of *pids*, in every hierarchy, inner ones last; systemd removes an empty scope."""
+    """The cgroups of the sessions of *pids*, in every hierarchy, inner ones last.
+
+    A scope systemd removes, when the guard has left it, which cleans up where pytest could not.
+    """
     deadline = time.monotonic() + _SCOPE_SECONDS
-    while (found := _found(pids)) and found[-1].endswith(".scope") and time.monotonic() < deadline:
+    while (found := _found(pids)) and found[0].endswith(".scope") and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
 
