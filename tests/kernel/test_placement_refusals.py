@@ -17,7 +17,7 @@ from pytest_cgroup import _syscalls as sc
 from pytest_cgroup._backends import choose
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
-from pytest_cgroup._kernel_files import write_file
+from pytest_cgroup._kernel_files import told_words, write_file
 from pytest_cgroup._lacking import TAKE_OVER, empty_cpuset, not_delegated
 from pytest_cgroup._placement import LEAF, Placement
 from tests.kernel.contain import Lab, nothing
@@ -105,6 +105,28 @@ def test_one_who_stays_is_not(stage: Cgroup) -> None:
     placement._enable_in(stage.path, ["memory"])
     assert "EBUSY" in placement.missing["memory"].reason
     assert words(control) == []
+
+
+@pytest.mark.requires("cgroup", "memory")
+@pytest.mark.parametrize("name", ["cgroup.controllers", "cgroup.procs"])
+def test_what_can_not_be_read_is_told(
+    stage: Cgroup, controllers: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for a controller that is not delegated, nor for a cgroup in which nobody is."""
+    path = f"{stage.unified}/{name}"
+
+    def unread(asked: str) -> list[str]:
+        if asked == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return told_words(asked)
+
+    assert on(stage, placed)["controllers"] == controllers
+    monkeypatch.setattr("pytest_cgroup._placement.told_words", unread)
+    said = on(stage, placed)
+    assert said["controllers"] == []
+    reason, _ = said["missing"]["memory"]
+    assert path in reason
+    assert "EIO" in reason
 
 
 @pytest.mark.requires("cgroup")

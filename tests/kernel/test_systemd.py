@@ -376,6 +376,14 @@ def test_which_limits_it_would_leave(tmp_path: Path, limited: str | None, free: 
         _systemd._check_leaving(manager, own)
 
 
+def test_a_limit_that_can_not_be_read_may_be_one(tmp_path: Path) -> None:
+    own = "/u.slice/session-1.scope"
+    tmp_path.joinpath(f"{own[1:]}/memory.max").mkdir(parents=True)
+    manager = Manager("", "/u.slice/user@7.service", CgroupMount(2, frozenset(), str(tmp_path), "/", False))
+    with pytest.raises(NotOffered, match=r"can't be known: .*/session-1.scope/memory.max: Is a directory"):
+        _systemd._check_leaving(manager, own)
+
+
 @pytest.mark.parametrize(
     ("own", "free"),
     [
