@@ -1,4 +1,4 @@
-"""A cgroup: the only reader and writer of the cgroup filesystem.
+"""A cgroup: made, joined, limited, killed, removed. What it has used is read in `_cgroup_usage`.
 
 Theory of operation. cgroup v2 is the model, and every name above this module is a v2 name. On a pure v2 host a
 `Cgroup` is one directory. On a v1 or hybrid host it is a directory of the same name in each v1 hierarchy, beside one
@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 
 from . import _cgroup_v1 as v1
 from ._kernel_files import mkdir, read_file, read_record, rmdir, words, write_file
-from ._kernel_text import flat_keyed, io_bytes, io_bytes_v1, pressure_total_usec
-from ._outcome import Usage
+from ._kernel_text import flat_keyed
 from ._process import SIGKILL, signal_members, wait_gone
 from ._refusal import refused
 from ._trace import trace
@@ -36,8 +35,6 @@ PREFIX = "pytest-cgroup-"
 _GONE = (errno.ENOENT, errno.ENODEV)
 #: as often rmdir is tried again after any refusal but EBUSY
 _MOST_REFUSALS = 5
-
-
 #: they change while they are read, and `pids` knows better
 _LISTS = frozenset(("cgroup.procs", "cgroup.threads", "tasks"))
 
@@ -295,7 +292,7 @@ class Cgroup:
         finally:
             os.close(fd)
 
-    # limits and numbers
+    # its files
 
     def read(self, name: str) -> str | None:
         """The text of a cgroup file by its kernel name; None where the kernel does not offer it."""
@@ -343,91 +340,6 @@ class Cgroup:
             return {}
         return flat_keyed(self.read(name) or "")
 
-    def usage(self) -> Usage:
-        """What the whole tree used so far, reaped grandchildren included; None for what the kernel does not count.
-
-        Times in seconds, sizes in bytes. ``memory_peak_bytes`` includes page cache.
-        """
-        cpu = self._cpu_usec()
-        memory, file = self._memory()
-        io = self._io()
-        events = self._oom_and_high()
-        throttled = self._throttled_usec(cpu)
-        return Usage(
-            cpu_user_seconds=_seconds(cpu.get("user_usec")),
-            cpu_system_seconds=_seconds(cpu.get("system_usec")),
-            memory_peak_bytes=self._peak(),
-            memory_anon_bytes=memory,
-            memory_file_bytes=file,
-            pids_peak=_integer(self.read("pids.peak")),
-            io_read_bytes=io[0] if io else None,
-            io_write_bytes=io[1] if io else None,
-            throttled_seconds=_seconds(throttled),
-            cpu_pressure_seconds=self._pressure("cpu"),
-            memory_pressure_seconds=self._pressure("memory"),
-            io_pressure_seconds=self._pressure("io"),
-            oom_kill=events.get("oom_kill"),
-            memory_high_hits=events.get("high"),
-            pids_max_hits=self.events("pids.events").get("max"),
-        )
-
-    def _oom_and_high(self) -> Mapping[str, int]:
-        """What `usage` tells of ``memory.events``; v1 counts more, in files of its own."""
-        if directory := self._on_v1("memory.events"):
-            return v1.oom_kills(directory)
-        return self.events("memory.events")
-
-    def cpu_seconds(self) -> float | None:
-        """CPU time of the whole tree so far, user and system, in seconds."""
-        cpu = self._cpu_usec()
-        return (cpu["user_usec"] + cpu["system_usec"]) / 1e6 if "system_usec" in cpu else None
-
-    def _cpu_usec(self) -> dict[str, int]:
-        if self.unified:
-            with contextlib.suppress(OSError):
-                return flat_keyed(read_record(f"{self.unified}/cpu.stat"))
-            return {}
-        return v1.cpu_usec(self.controllers)
-
-    def _throttled_usec(self, cpu: Mapping[str, int]) -> int | None:
-        if "cpu" in self.controllers:
-            nanoseconds = flat_keyed(self.read("cpu.stat") or "").get("throttled_time")
-            return None if nanoseconds is None else nanoseconds // 1000
-        return cpu.get("throttled_usec")
-
-    def _peak(self) -> int | None:
-        name = "memory.max_usage_in_bytes" if "memory" in self.controllers else "memory.peak"
-        return _integer(self.read(name))
-
-    def _memory(self) -> tuple[int | None, int | None]:
-        stat = flat_keyed(self.read("memory.stat") or "")
-        if "memory" in self.controllers:
-            return stat.get("total_rss"), stat.get("total_cache")
-        return stat.get("anon"), stat.get("file")
-
-    def _io(self) -> tuple[int, int] | None:
-        if "blkio" in self.controllers:
-            text = self.read("blkio.throttle.io_service_bytes_recursive")
-            return None if text is None else io_bytes_v1(text)
-        text = self.read("io.stat")
-        return None if text is None else io_bytes(text)
-
-    def _pressure(self, kind: str) -> float | None:
-        if self.unified is None:
-            return None
-        try:
-            return _seconds(pressure_total_usec(read_record(f"{self.unified}/{kind}.pressure")))
-        except OSError:  # built without PSI, or psi=0: the file is absent, or says EOPNOTSUPP
-            return None
-
-
-def _seconds(usec: int | None) -> float | None:
-    return None if usec is None else usec / 1e6
-
-
-def _integer(text: str | None) -> int | None:
-    return int(text) if text and text.strip().isdecimal() else None
-
 
 def _tree(directory: str) -> list[str]:
     """*directory* and every cgroup below it, parents first; [] when it is gone."""
@@ -447,13 +359,13 @@ def _members(directory: str) -> list[int]:
         try:
             return [*map(int, read_file(f"{directory}/cgroup.procs").split())]
         except OSError as error:
-            refused = error
+            answer = error
         # a threaded one's processes are listed above it
-        if refused.errno == errno.EOPNOTSUPP or not os.path.exists(directory):
+        if answer.errno == errno.EOPNOTSUPP or not os.path.exists(directory):
             return []
-        if refused.errno not in _GONE:
+        if answer.errno not in _GONE:
             break
-    raise refused
+    raise answer
 
 
 def remove_quietly(directory: str) -> None:

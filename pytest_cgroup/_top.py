@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ._cgroup import PREFIX, Cgroup
+from ._cgroup_usage import cpu_seconds
 from ._host import nothing_at_all
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
@@ -111,7 +112,7 @@ def _row(session: str, name: str, cgroup: Cgroup, now: float) -> Row | None:
             owner=int(session.removeprefix(PREFIX).split("-")[0]),
             tasks=len(pids),
             memory_bytes=None if memory is None else int(memory),
-            cpu_seconds=cgroup.cpu_seconds(),
+            cpu_seconds=cpu_seconds(cgroup),
             age_seconds=_age(pids, now),
         )
     except OSError:

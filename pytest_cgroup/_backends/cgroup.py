@@ -11,6 +11,7 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from .. import _cgroup_usage
 from .. import _cgroup_v1 as v1
 from .._host import LIMIT_FILES
 from .._kernel_files import join
@@ -295,13 +296,13 @@ class CgroupTree:
         self.cgroup.thaw()
 
     def usage(self) -> Usage:
-        usage = self.cgroup.usage()
+        usage = _cgroup_usage.usage(self.cgroup)
         if self._slice is None or (hits := _pids_hits(self._slice) - self._slice_hits) <= 0:
             return usage
         return dataclasses.replace(usage, pids_max_hits=(usage.pids_max_hits or 0) + hits)
 
     def cpu_seconds(self) -> float | None:
-        return self.cgroup.cpu_seconds()
+        return _cgroup_usage.cpu_seconds(self.cgroup)
 
     def over_limit(self) -> bool:
         return False

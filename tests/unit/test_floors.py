@@ -17,7 +17,7 @@ _FLOORS = """
 exceptions _units _values _spec _outcome _told
 
 _trace _syscalls _wire _process _listening _kernel_files _kernel_text
-_refusal _cgroup_v1 _cgroup _ownership _lacking _systemd _placement
+_refusal _cgroup_v1 _cgroup _cgroup_usage _ownership _lacking _systemd _placement
 _steps _identity _namespaces
 _environment _remedies _host _reaper
 
