@@ -45,7 +45,7 @@ def usage(cgroup: Cgroup) -> Usage:
 
 
 def cpu_seconds(cgroup: Cgroup) -> float | None:
-    """CPU time of the whole tree so far, user and system, in seconds; None where the kernel does not tell them apart."""
+    """CPU time of the whole tree so far, user and system, in seconds; None where the kernel does not tell."""
     cpu = _cpu_usec(cgroup)
     return (cpu["user_usec"] + cpu["system_usec"]) / 1e6 if "system_usec" in cpu else None
 

@@ -102,10 +102,9 @@ def clean_up(orders: str, others: int, told: set[bytes], rest: bytes) -> None:
         end_processes,
         end_reapers,
         end_session,
+        end_workers,
         in_place,
-        inner_sessions,
         set_free,
-        sweep,
         trees_of,
     )
     from pytest_cgroup.exceptions import CgroupError
@@ -161,20 +160,16 @@ def clean_up(orders: str, others: int, told: set[bytes], rest: bytes) -> None:
     if cleaned.killed:
         _tell(f"{who} was killed, and left behind, now killed: {cleaned}")
     if session is not None and not others:
-        workers = Cleaned()
         try:
-            deadline = time.monotonic() + INNER_SECONDS
-            while inner_sessions(session) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            for tree in trees_of(session):
-                cleaned.left.pop(tree.path, None)
-            end_session(trees_of(session), tuple(asked["enabled"]), workers)
-            workers.killed.update(sweep(session, PATIENCE_SECONDS).killed)
+            workers = end_workers(session, tuple(asked["enabled"]), INNER_SECONDS, PATIENCE_SECONDS)
         except (OSError, CgroupError) as error:
             cleaned.left["the sessions of workers"] = str(error)
-        if workers.killed:
-            _tell(f"{who} was killed, and its workers, and left behind, now killed: {workers}")
-        cleaned.left.update(workers.left)
+        else:
+            if workers.killed:
+                _tell(f"{who} was killed, and its workers, and left behind, now killed: {workers}")
+            for tree in trees_of(session):
+                cleaned.left.pop(tree.path, None)  # it was tried again
+            cleaned.left.update(workers.left)
     for path, why in cleaned.left.items():
         _tell(f"{who} was killed, and can't be cleaned up after: {path}: {why}")
 

@@ -62,15 +62,15 @@ def join(procs: int) -> None:
 def words(path: str) -> list[str]:
     """The words of a cgroup file; none where it is not there or can't be read."""
     with contextlib.suppress(OSError):
-        return told_words(path)
+        return read_words(path)
     return []
 
 
-def told_words(path: str) -> list[str]:
-    """The same; none where there is nothing to be read: cgroup.type of the root, cgroup.procs of a threaded cgroup.
+def read_words(path: str) -> list[str]:
+    """The words of a cgroup file; none where it offers none: cgroup.type of the root, cgroup.procs of a threaded one.
 
     Raises:
-        OSError: there is, and it can't be read.
+        OSError: there are some, and they can't be read.
     """
     try:
         return read_file(path).split()

@@ -373,7 +373,7 @@ class Life:
         if self.cause is not None or tree.settle(0.0 if self.alive() else SETTLE_SECONDS):
             return ()
         me = os.getpid()
-        left = [pid for pid in tree.pids() if pid not in self.not_left and self.daemon_pids.isdisjoint(lineage(pid))]
+        left = [pid for pid in tree.pids() if pid not in self.not_left and not self._is_of_a_daemon(pid)]
         leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in left]
         if grace > 0:
             tree.signal(signal.SIGTERM)
@@ -381,6 +381,9 @@ class Life:
                 tree.thaw()
             tree.settle(grace)
         return tuple(leak for leak in leaks if leak is not None)
+
+    def _is_of_a_daemon(self, pid: int) -> bool:
+        return bool(self.daemon_pids) and not self.daemon_pids.isdisjoint(lineage(pid))
 
     def _conclude(self, leaks: tuple[Leak, ...], notes: list[str]) -> Outcome:
         if self._watcher is not None:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from . import _lacking
 from ._cgroup import PREFIX, Cgroup, remove_quietly
 from ._cgroup_v1 import adopt_cpuset
-from ._kernel_files import mkdir, move_all, read_file, told_words, words, write_file
+from ._kernel_files import mkdir, move_all, read_file, read_words, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
 from ._ownership import LEAF as LEAF
@@ -287,7 +287,7 @@ class Placement:
 
     def _offered_in(self, base: str) -> list[str]:
         try:
-            offered = told_words(f"{base}/cgroup.controllers")
+            offered = read_words(f"{base}/cgroup.controllers")
         except OSError as error:
             why = _unread(error, f"{base}/cgroup.controllers")
             self.missing.update((name, why) for name in CONTROLLERS if not self._offered_by_v1(name))
@@ -402,7 +402,7 @@ def _above_leaf(directory: str) -> str:
 
 def _pids(path: str) -> list[int]:
     """0 is a process of another pid namespace: it is there, but has no number here."""
-    return [int(word) for word in told_words(path)]
+    return [int(word) for word in read_words(path)]
 
 
 def _unread(error: OSError, path: str) -> Missing:

@@ -85,7 +85,7 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
         cleaned: what is done is told there.
         others: also end the other dead sessions that are in it, those of workers in the controller's.
     """
-    spared = _may_live if others else is_signed
+    spared = _may_live if others else _is_signed
     trees = [tree for tree in trees if tree.exists]
     containers = [container for tree in trees for container in _containers(tree, spared, cleaned)]
     for container in containers:  # all of them, before any is waited for
@@ -96,6 +96,26 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
         _end_container(container, cleaned)
     for tree in reversed(trees):
         _end_directory(tree, enabled, spared, cleaned)
+
+
+def end_workers(session: Cgroup, enabled: tuple[str, ...], inner_seconds: float, beside_seconds: float) -> Cleaned:
+    """What is left of a dead controller's workers, in its *session* or beside it; at last that session, if it is there.
+
+    Their own guards come first, which know what is to be spared. They may take *inner_seconds* for what is in the
+    session, and *beside_seconds* for what is beside it.
+    """
+    deadline = time.monotonic() + inner_seconds
+    while _inner_sessions(session) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    cleaned = Cleaned()
+    end_session(trees_of(session), enabled, cleaned)
+    cleaned.killed.update(sweep(session, beside_seconds).killed)
+    return cleaned
+
+
+def _inner_sessions(session: Cgroup) -> list[str]:
+    paths = (f"{tree.path}/{name}" for tree in trees_of(session) for name in _inner(tree.path, Cleaned()))
+    return [path for path in paths if _is_signed(path)]
 
 
 def set_free(trees: Iterable[Cgroup], outlives: Callable[[int], bool]) -> None:
@@ -124,23 +144,13 @@ def _containers(tree: Cgroup, spared: Callable[[str], bool], cleaned: Cleaned) -
     return [tree.child(name) for name in names if name != LEAF and not spared(f"{tree.path}/{name}")]
 
 
-def inner_sessions(session: Cgroup) -> list[str]:
-    """The directories of the signed sessions that are in *session*, living or dead."""
-    paths = (f"{tree.path}/{name}" for tree in trees_of(session) for name in _inner(tree.path, Cleaned()))
-    return [path for path in paths if is_signed(path)]
-
-
-def is_signed(directory: str) -> bool:
-    """Whether it is a session's, as far as anybody may know."""
-    return _signed(directory, lambda owner: True)
-
-
 def _may_live(directory: str) -> bool:
-    """Whether its owner, besides, is not known to be dead."""
-    return _signed(directory, lambda owner: not owner.is_dead)
+    """Whether it is a session whose owner is not known to be dead: a worker's, in the controller's that was killed."""
+    return _is_signed(directory, living=True)
 
 
-def _signed(directory: str, by: Callable[[Owner], bool]) -> bool:
+def _is_signed(directory: str, *, living: bool = False) -> bool:
+    """Whether it is a session, as far as can be known; *living*: and its owner not known to be dead."""
     if not is_session(os.path.basename(directory)):
         return False
     try:
@@ -149,7 +159,7 @@ def _signed(directory: str, by: Callable[[Owner], bool]) -> bool:
         return False
     except OSError:  # nobody knows
         return True
-    return isinstance(found, Signature) and by(found.owner)
+    return isinstance(found, Signature) and not (living and found.owner.is_dead)
 
 
 def _end_container(container: Cgroup, cleaned: Cleaned) -> None:

@@ -28,7 +28,7 @@ import time
 from dataclasses import dataclass
 
 from ._cgroup import PREFIX
-from ._kernel_files import read_file, told_words, words
+from ._kernel_files import read_file, read_words, words
 from ._kernel_text import CgroupMount, membership, own_directory
 from ._process import ProcessId
 from .exceptions import NotOffered
@@ -194,7 +194,7 @@ def _check_leaving(manager: Manager, own: str) -> None:
 
 def _limit(path: str) -> str | None:
     try:
-        value = " ".join(told_words(path))
+        value = " ".join(read_words(path))
     except OSError as error:
         why = f"whether a scope would escape from a limit can't be known: {path}: {error.strerror}"
         raise NotOffered(why, remedy="run pytest again") from error

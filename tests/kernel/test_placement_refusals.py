@@ -17,7 +17,7 @@ from pytest_cgroup import _syscalls as sc
 from pytest_cgroup._backends import choose
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
-from pytest_cgroup._kernel_files import told_words, write_file
+from pytest_cgroup._kernel_files import read_words, write_file
 from pytest_cgroup._lacking import TAKE_OVER, empty_cpuset, not_delegated
 from pytest_cgroup._placement import LEAF, Placement
 from tests.kernel.contain import Lab, nothing
@@ -118,10 +118,10 @@ def test_what_can_not_be_read_is_told(
     def unread(asked: str) -> list[str]:
         if asked == path:
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-        return told_words(asked)
+        return read_words(asked)
 
     assert on(stage, placed)["controllers"] == controllers
-    monkeypatch.setattr("pytest_cgroup._placement.told_words", unread)
+    monkeypatch.setattr("pytest_cgroup._placement.read_words", unread)
     said = on(stage, placed)
     assert said["controllers"] == []
     reason, _ = said["missing"]["memory"]

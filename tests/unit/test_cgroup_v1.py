@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_cgroup import _cgroup_usage
 from pytest_cgroup import _cgroup_v1 as v1
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup.exceptions import ContainerError
@@ -124,7 +125,7 @@ def test_what_is_not_counted_is_none(tmp_path: Path) -> None:
             "blkio__throttle.io_service_bytes_recursive": "Total 0\n",
         },
     )
-    usage = Cgroup(None, directories).usage()
+    usage = _cgroup_usage.usage(Cgroup(None, directories))
     assert (usage.memory_peak_bytes, usage.oom_kill, usage.pids_max_hits) == (0, 0, 0)
     assert usage.pids_peak is None
     assert usage.cpu_user_seconds is None
