@@ -151,18 +151,23 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
 
 def _dict(options: argparse.Namespace, name: str, given: list[str]) -> dict[str, Any]:
     """``["nofile=256"]`` or ``['{"nofile": 256}']``."""
+    option = "--" + name.replace("_", "-")
+
+    def from_json(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return options.error(f"{option}: {text!r} is not JSON: {error}")
+
     found: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if text.startswith("{"):
-            try:
-                found |= json.loads(text)
-            except ValueError as error:
-                options.error(f"--{name.replace('_', '-')}: {text!r} is not JSON: {error}")
+            found |= from_json(text)
         elif not equals:
-            options.error(f"--{name.replace('_', '-')}: {text!r} is neither NAME=VALUE nor a JSON object")
+            options.error(f"{option}: {text!r} is neither NAME=VALUE nor a JSON object")
         else:
-            found[key] = json.loads(value) if value.startswith(("{", "[")) else value
+            found[key] = from_json(value) if value.startswith(("{", "[")) else value
     return found
 
 

@@ -6,15 +6,16 @@ backend there is no cgroup; what was executed in a contained test bears a mark, 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import re
-import select
+import signal
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ._cgroup import PREFIX, Cgroup
 from ._cgroup_usage import cpu_seconds
@@ -23,12 +24,13 @@ from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
 from ._ownership import LEAF, SHARED, is_session, is_slice, owner_of
 from ._process import stat_fields
-from ._units import format_size
+from ._units import format_size, parse_count
+from ._values import parse_grace
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterable, Iterator
 
+_T = TypeVar("_T")
 _DELAY_SECONDS = 1.0
 _CLEAR = "\x1b[H\x1b[2J"
 _MEMORY = ("memory.current", "memory.usage_in_bytes")
@@ -157,10 +159,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="other users' containers, too")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each table")
     parser.add_argument("--once", dest="times", action="store_const", const=1, help="print one table, and end")
-    parser.add_argument("-n", dest="times", type=int, metavar="N", help="print N tables, and end")
+    parser.add_argument("-n", dest="times", type=_times, metavar="N", help="print N tables, and end")
     parser.add_argument(
-        "-d", dest="delay", type=float, default=_DELAY_SECONDS, metavar="SECONDS", help="between two tables (default 1)"
+        "-d",
+        dest="delay",
+        type=_delay,
+        default=_DELAY_SECONDS,
+        metavar="SECONDS",
+        help="between two tables (1)",
     )
+
+
+def _times(text: str) -> int:
+    return _number(text, lambda text: parse_count(text, low=1))
+
+
+def _delay(text: str) -> float:
+    return _number(text, parse_grace)
+
+
+def _number(text: str, parse: Callable[[str], _T]) -> _T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
 
 class Watcher(Protocol):
@@ -207,7 +229,18 @@ def show(out: Watcher, options: argparse.Namespace, times: int | None, rows: Cal
         out.flush()
         before = {(row.owner, row.name): row.cpu_seconds for row in taken if row.cpu_seconds is not None}
         at = now
-        select.select([], [], [], options.delay)
+        _sleep(options.delay)
+
+
+def _sleep(seconds: float) -> None:
+    """As `time.sleep`, which sleeps over a Ctrl-C that comes in the moment before."""
+    ctrl_c = {signal.SIGINT} if signal.getsignal(signal.SIGINT) is signal.default_int_handler else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ctrl_c)
+    try:
+        if signal.sigtimedwait(ctrl_c, seconds) is not None:
+            raise KeyboardInterrupt
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def to_json(rows: list[Row], shares: dict[tuple[int, str], float]) -> str:

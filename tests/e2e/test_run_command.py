@@ -69,6 +69,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--memory", "64MB", "--", "true"), 125),
         (("--memroy", "64M", "--", "true"), 125),
         (("--rlimits", "nofile", "--", "true"), 125),
+        (("--rlimits", "nofile=[", "--", "true"), 125),
+        (("--rlimits", "{", "--", "true"), 125),
         (("--leaks", "never", "--", "true"), 125),
         (("--user", "nobody-of-this-name", "--", "true"), 125),
         (("--",), 125),

@@ -96,6 +96,42 @@ def test_it_ends_by_ctrl_c() -> None:
     assert text.startswith(b"\x1b[H\x1b[2J")
 
 
+@pytest.mark.requires("cgroup")
+def test_ctrl_c_before_the_pause_is_not_slept_over() -> None:
+    """It may come when Python looks for signals no more, and the kernel does not wait yet."""
+    program = f"""
+import os, signal
+from pytest_cgroup import __main__
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+os.kill(os.getpid(), signal.SIGINT)
+raise SystemExit(__main__.main({[*TOP[3:], "-n2", "-d1000"]}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("CONTAINER") == 1
+
+
+@pytest.mark.requires("cgroup")
+def test_who_ignores_ctrl_c_goes_on() -> None:
+    program = f"""
+import os, signal
+from pytest_cgroup import __main__, _top
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+look = _top.look
+_top.look = lambda **options: os.kill(os.getpid(), signal.SIGINT) or look(**options)
+raise SystemExit(__main__.main({[*TOP[3:], "-n3", "-d10ms"]}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("CONTAINER") == 3
+
+
+@pytest.mark.parametrize("option", ["-d-1", "-dnan", "-dinf", "-d1e30", "-dsoon", "-n0", "-n-1", "-n1.5"])
+def test_a_wrong_number_is_a_usage_error(option: str) -> None:
+    done = subprocess.run([*TOP, option], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: argument {option[:2]}: '{option[2:]}' is" in done.stderr
+
+
 def test_elsewhere_it_prints_as_many_tables_as_it_is_told() -> None:
     assert top().count("CONTAINER") == 1
     text = top("-n", "3", "-d", "0.01")
