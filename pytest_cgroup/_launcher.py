@@ -5,7 +5,8 @@ before its exec: other threads of ours may hold locks. So who steps into cgroups
 forked by somebody else, a launcher: a process with one thread, started once, that listens at a socket. What it forks
 shall be *our* child all the same, so that waitpid(2) and everything else of a real Popen work: clone(2) with
 CLONE_PARENT makes it the launcher's sibling. It is born in the container's cgroup, or joins it, in every hierarchy, and
-becomes the program (`_program`).
+becomes the program (`_program`). What takes one cgroup of v2 and nothing else, a newer C library starts without any
+Python in between, and needs no launcher (`_popen`).
 
 A container with namespaces has a launcher of its own, forked by the first one, that has stepped into them; with a pid
 namespace its children are born there, and beside it an init, PID 1, adopts and reaps orphans; or, where no init is

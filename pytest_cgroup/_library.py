@@ -1,9 +1,9 @@
 """`Container`: the containers of tests as a library, without pytest. A place to start programs in, and to end them all.
 
 Theory of operation. A container is one tree of a backend (`_backends`), as a contained test's is, but many processes
-come into it, from outside, one after the other: `popen` has a launcher fork them (`_launcher`, `_popen`), and each is
-in every hierarchy and namespace before its exec. Nobody waits for a first process: the container is there from the
-start of its ``with`` to its end, and what then still lives is asked to end, killed, and listed in the outcome.
+come into it, from outside, one after the other. The C library or a launcher forks them (`_popen`, `_launcher`), and
+each is in every hierarchy and namespace before its exec. Nobody waits for a first process: the container is there from
+the start of its ``with`` to its end, and what then still lives is asked to end, killed, and listed in the outcome.
 
 A watcher thread ends it at a limit that the kernel does not hold by itself (`_watcher`). Whoever ends it, and however
 often: there is one end and one `Outcome`.

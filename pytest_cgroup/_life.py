@@ -111,9 +111,8 @@ class Life:
         self._published: Published | None = None
         self.tree: Tree = self._backend.create(spec, station.next_name(safe_name(name)))
         try:
-            launcher = station.launcher()
             self._spawner = Spawner(
-                launcher,
+                station.launcher,
                 spec=spec,
                 host=host,
                 tree=self.tree,
@@ -123,7 +122,7 @@ class Life:
                 init=init,
             )
             if ports:
-                self._publish(launcher, ports, host.announce)
+                self._publish(station.launcher(), ports, host.announce)
         except BaseException:
             self.tree.remove()
             raise
@@ -142,7 +141,7 @@ class Life:
         from ._ports import Published
 
         try:
-            self._published = Published(launcher, ports, self._spawner.launcher.pid, announce)
+            self._published = Published(launcher, ports, self._spawner.launcher().pid, announce)
         except BaseException:
             self._spawner.close()
             raise
@@ -185,7 +184,7 @@ class Life:
     @property
     def network_of(self) -> int | str:
         """A process, by its name in /proc, that is in its network."""
-        return self._spawner.launcher.pid if self.spec.net_ns else "self"
+        return self._spawner.launcher().pid if self.spec.net_ns else "self"
 
     def supervised_by(self, make: Callable[[], Supervised]) -> Supervised:
         """Its daemons; *make* is called for the first of them."""
@@ -223,12 +222,13 @@ class Life:
 
     def helpers(self) -> set[int]:
         """Who lives in it, and who stands above them."""
-        above = {self._spawner.launcher.pid} | ({self._published.pid} if self._published is not None else set())
+        above = {each.pid for each in (self._spawner.branch, self._published) if each is not None}
         return above.union(self.pids())
 
     def forget(self) -> None:
         """In a forked child: a launcher ends when nobody holds its socket any more, and that shall be our parent."""
-        self._spawner.launcher.forget()
+        if self._spawner.branch is not None:
+            self._spawner.branch.forget()
         if self._published is not None:
             self._published.forget()
 

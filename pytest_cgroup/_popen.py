@@ -1,8 +1,9 @@
-"""A real `subprocess.Popen` whose process was forked by a launcher (`_launcher`): the side of who asks.
+"""A real `subprocess.Popen` whose process begins in a container: the side of who asks.
 
 All that Popen does stays Python's own: arguments, pipes, the reading of errors, waiting. Only ``_fork_exec``, the C
 function at the bottom of it, is another one, for this Popen alone: `Popen._execute_child` is called with globals in
-which that name is ours.
+which that name is ours. Where one cgroup of v2 is all that it takes, and the C library knows how, that starts the
+program; else a launcher does (`_launcher`), and also whatever the C library refuses: it tells why, in Python's words.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any
 
-from . import _trace
+from . import _syscalls, _trace
 from ._launcher import receive, send
+from ._process import stat_fields
 from ._program import BIRTHPLACE, CWD, DOOR, ERRORS, NOT_ENTERED, TOLD
+from ._trace import trace
 from .exceptions import ContainerError
 
 if sys.platform == "linux":  # the package imports elsewhere, too
@@ -42,6 +45,7 @@ from pytest_cgroup._launcher import main
 main()
 """
 _RESTORED = {getattr(signal, name) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ") if hasattr(signal, name)}
+_PF_FORKNOEXEC = 0x40  # forked, and has executed nothing yet: proc_pid_stat(5), include/linux/sched.h
 _GONE = "the process that starts programs in containers has ended"
 
 
@@ -170,10 +174,11 @@ class Launcher:
 
 
 class Popen(subprocess.Popen[Any]):
-    """A `subprocess.Popen` of a program that is forked by *launcher*.
+    """A `subprocess.Popen` of a program that a launcher forks, or the C library.
 
     Args:
-        launcher: who forks it.
+        launcher: gives who forks it.
+        direct: that one is in the same namespaces as this process, and above nothing.
         doors: descriptors that the process joins the container by.
         birthplace: the directory that it can be born in instead of going through the first door; None for none.
         own: the process is the launcher's child and not ours; then os.waitpid does not know it, all of Popen does.
@@ -184,9 +189,10 @@ class Popen(subprocess.Popen[Any]):
 
     def __init__(
         self,
-        launcher: Launcher,
+        launcher: Callable[[], Launcher],
         argv: Any,
         *,
+        direct: bool,
         doors: Sequence[int],
         birthplace: int | None,
         own: bool,
@@ -199,6 +205,8 @@ class Popen(subprocess.Popen[Any]):
         self._birthplace = birthplace
         self._entry = entry
         self._keeps_cwd = keeps_cwd
+        is_all = direct and len(doors) == 1 and not entry
+        self._only_cgroup = birthplace if is_all and _syscalls.can_spawn_into_cgroup() else None
         #: it could not be born inside, and had to join
         self.was_stillborn = False
         self.told: int | None = None
@@ -255,6 +263,18 @@ class Popen(subprocess.Popen[Any]):
         if any(b"\0" in word for word in (*words, *executables, *(env or ()))):
             raise ValueError("embedded null byte")
         standard = {0: p2cread, 1: c2pwrite, 2: errwrite}
+        variables = list(env) if env is not None else [k + b"=" + v for k, v in os.environb.items()]
+        is_plain = close_fds and set(kept) <= {errpipe_write} and umask < 0 and (uid, gid, gids) == (None,) * 3
+        if self._only_cgroup is not None and is_plain and not _crosses(standard):
+            asked: dict[str, Any] = {
+                "argv": words,
+                "env": variables,
+                "cwd": None if cwd is None else os.fsencode(cwd),
+                "pgid": pgid,
+            }
+            asked |= {"setsid": setsid, "restored": _RESTORED if restore_signals else ()}
+            if (pid := self._spawn(self._only_cgroup, executables, standard, **asked)) is not None:
+                return pid
         sources = {target: target if fd == -1 else fd for target, fd in standard.items()}
         sources |= {fd: fd for fd in (kept if close_fds else _inheritable()) if fd > 2 and fd != errpipe_write}
         wanted = [(target, fd) for target, fd in sources.items() if target != fd or _is_inherited(fd)]
@@ -268,11 +288,11 @@ class Popen(subprocess.Popen[Any]):
             here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             wanted.append((CWD, here))
         try:
-            answer = self._launch.ask(
+            answer = self._launch().ask(
                 {
                     "argv": words,
                     "executables": list(executables),
-                    "env": list(env) if env is not None else [k + b"=" + v for k, v in os.environb.items()],
+                    "env": variables,
                     "cwd": os.path.abspath(os.fsencode(cwd)) if cwd is not None else os.getcwdb(),
                     "chdir": _CHDIR,
                     "targets": [target for target, _ in wanted],
@@ -293,10 +313,31 @@ class Popen(subprocess.Popen[Any]):
             if here != -1:
                 os.close(here)
         if answer.get("stillborn") is not None:
-            self.was_stillborn = True
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(answer["stillborn"], 0)
+            self._was_stillborn(answer["stillborn"])
         return int(answer["pid"])
+
+    def _spawn(
+        self, cgroup: int, executables: Sequence[bytes], standard: dict[int, int], *, cwd: bytes | None, **asked: Any
+    ) -> int | None:
+        """Have the C library start it; None if that failed."""
+        fds = {target: fd for target, fd in standard.items() if fd != -1}
+        try:
+            # Those that are not there are passed over; what is wrong with another one the launcher says.
+            executable = next(each for each in executables if os.path.lexists(os.path.join(cwd or b"", each)))
+            pid = _syscalls.spawn_into_cgroup(cgroup, executable, fds=fds, cwd=cwd, **asked)
+        except (OSError, StopIteration):
+            return None
+        if (fields := stat_fields(pid)) and int(fields[6]) & _PF_FORKNOEXEC:
+            self._was_stillborn(pid)
+            return None
+        trace("spawn: %s: pid %d", asked["argv"], pid)
+        return pid
+
+    def _was_stillborn(self, pid: int) -> None:
+        """Of its birthplace: see `_launcher`."""
+        self.was_stillborn = True
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
     # the end of a process that is the launcher's child
 
@@ -337,6 +378,11 @@ class Popen(subprocess.Popen[Any]):
 _CONSTANTS = subprocess.Popen._execute_child.__code__.co_consts  # type: ignore[attr-defined]
 #: what Python's reader takes for "the directory could not be entered": another word from 3.12 on
 _CHDIR = b"noexec:chdir" if "noexec:chdir" in _CONSTANTS else b"noexec"
+
+
+def _crosses(standard: dict[int, int]) -> bool:
+    """Whether one of 0, 1 and 2, put in place in this order, is overwritten before it is put elsewhere."""
+    return any(0 <= fd < target and standard[fd] not in (-1, fd) for target, fd in standard.items())
 
 
 def _rlimits() -> dict[int, tuple[int, int]]:

@@ -33,7 +33,8 @@ class Spawner:
     """Starts the processes of one container.
 
     Args:
-        first: this process's launcher; where the container has namespaces, or a tree to be held, it makes another one.
+        first: gives this process's launcher, and starts it where there is none; where the container has namespaces,
+            or a tree to be held, that makes another one.
         own: the launcher has to stand above the tree.
         announce: tells of who stands above a tree: of the process with a pid, or of this one.
         network_of: a process whose network the container joins.
@@ -45,7 +46,7 @@ class Spawner:
 
     def __init__(
         self,
-        first: Launcher,
+        first: Callable[[], Launcher],
         *,
         spec: Spec,
         host: Host,
@@ -70,16 +71,21 @@ class Spawner:
         self.entry = _entry(spec, tree)
         namespaces = dataclasses.replace(Namespaces.from_spec(spec, keep=_kept()), cgroup=False)
         user_ns = spec.user_ns or host.needs_user_namespace(namespaces_asked(spec))
-        self.launcher = first
+        self._first = first
+        #: the container's own launcher, where it has one
+        self.branch: Launcher | None = None
         self._in_namespaces = namespaces.any or user_ns or network_of is not None
-        self._branched = own or self._in_namespaces
-        if self._branched:
-            self.launcher, pid_1 = first.branch(
+        if own or self._in_namespaces:
+            self.branch, pid_1 = first().branch(
                 dataclasses.asdict(namespaces), user_ns=user_ns, own=own, network_of=network_of, init=init
             )
-            tree.held_by(self.launcher.pid, frozenset(() if pid_1 is None else (pid_1,)))
+            tree.held_by(self.branch.pid, frozenset(() if pid_1 is None else (pid_1,)))
             if own:
-                announce(self.launcher.pid)
+                announce(self.branch.pid)
+
+    def launcher(self) -> Launcher:
+        """Who forks its programs."""
+        return self.branch or self._first()
 
     def start(self, argv: Any, options: dict[str, Any]) -> Popen:
         """Start one, in the container before it begins; *options* are Popen's."""
@@ -87,6 +93,7 @@ class Spawner:
             process = Popen(
                 self.launcher,
                 argv,
+                direct=self.branch is None,
                 doors=self._tree.doors(),
                 birthplace=None if self._own or self._joins else self._tree.birthplace(),
                 own=self._own,
@@ -135,7 +142,7 @@ class Spawner:
             function,
             doors=self._tree.doors(),
             entry=self.entry,
-            namespaces_of=self.launcher.pid if self._in_namespaces else None,
+            namespaces_of=self.launcher().pid if self._in_namespaces else None,
             reaper=self._own,
             announce=self._announce,
         )
@@ -162,15 +169,15 @@ class Spawner:
         """Where the launcher stands above the tree, it knows what of it was waited for."""
         if self._own:
             with contextlib.suppress(ContainerError):
-                used = self.launcher.ask({"rusage": True})
+                used = self.launcher().ask({"rusage": True})
                 for name, more in zip(_SUMMED, zip(*self._rusage, strict=True), strict=False):
                     used[name] += sum(more)
                 self._tree.ended(used)
 
     def close(self) -> None:
         """The container's own launcher ends; nothing lives below it any more."""
-        if self._branched:
-            self.launcher.close()
+        if self.branch is not None:
+            self.branch.close()
 
 
 def _entry(spec: Spec, tree: Tree) -> dict[str, Any]:

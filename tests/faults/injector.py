@@ -45,6 +45,7 @@ _ALWAYS = {
     "fork": ("EAGAIN", "ENOMEM"),
     "clone_sibling": ("EAGAIN", "ENOMEM"),
     "posix_spawn": ("EACCES", "EAGAIN", "ENOMEM"),
+    "spawn_into_cgroup": ("EACCES", "EAGAIN", "ENOMEM"),
     "pipe": ("EMFILE",),
     "socketpair": ("EMFILE", "ENOMEM"),
     "socket": ("EACCES", "EMFILE", "ENOMEM"),

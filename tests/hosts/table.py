@@ -64,7 +64,7 @@ HOSTS: Final[dict[str, Host]] = {
         offers=SYSTEMD,
     ),
     "v2-newest": Host(
-        settings=Settings(kernel="uml-7.2", init="systemd"),
+        settings=Settings(kernel="uml-7.2", suite="trixie", init="systemd"),
         offers=("root", *SYSTEMD, "time_ns", "privileged"),
         fast=True,
     ),

@@ -434,7 +434,7 @@ def test_nothing_is_left_when_its_owner_ends_without_a_word(unprivileged: Ordina
     """The launcher ends with who talks to it."""
     program = (
         "import os, pytest_cgroup\nwith pytest_cgroup.Container(backend='process') as c:\n"
-        "    c.run(['true'])\n    print(c._life._spawner.launcher.pid, flush=True)\n    os._exit(0)"
+        "    c.run(['true'])\n    print(c._life._spawner.launcher().pid, flush=True)\n    os._exit(0)"
     )
     done = unprivileged.run([unprivileged.python, "-c", program])
     launcher = int(done.stdout)

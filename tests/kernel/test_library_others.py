@@ -53,7 +53,7 @@ def test_what_is_not_ours_to_move(unprivileged: OrdinaryUser) -> None:
         gone.wait()
         container.run(["true"])
         refused = {os.getpid(): "that asks", os.getppid(): "that asks", gone.pid: "no such process"}
-        refused[container._live("test")._spawner.launcher.pid] = "starts the processes"  # type: ignore[union-attr]
+        refused[container._live("test")._spawner.launcher().pid] = "starts the processes"  # type: ignore[union-attr]
         if os.geteuid() == 0:
             stranger = unprivileged.popen(SLEEP)
             refused[stranger.pid] = "belongs to uid"
