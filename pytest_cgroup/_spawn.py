@@ -69,7 +69,9 @@ class Spawner:
         self._rusage: list[tuple[float, ...]] = []
         #: what each process takes on, see `_program`
         self.entry = _entry(spec, tree)
-        namespaces = dataclasses.replace(Namespaces.from_spec(spec, keep=_kept()), cgroup=False)
+        namespaces = dataclasses.replace(
+            Namespaces.from_spec(spec, keep=_kept() if spec.private_tmp else ()), cgroup=False
+        )
         user_ns = spec.user_ns or host.needs_user_namespace(namespaces_asked(spec))
         self._first = first
         #: the container's own launcher, where it has one

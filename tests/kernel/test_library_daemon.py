@@ -372,7 +372,7 @@ def test_a_program_that_is_gone_when_it_is_to_be_restarted(backend: str, tmp_pat
 def test_one_that_is_not_ready_again_in_time_counts_as_ended(backend: str, tmp_path: Path) -> None:
     once = f"mkdir {tmp_path}/once 2>/dev/null && echo up; exec sleep 1000"
     with Container(backend=backend) as container:
-        daemon = container.daemon(["sh", "-c", once], ready=ready.log("up", timeout=0.3), max_restarts=1)
+        daemon = container.daemon(["sh", "-c", once], ready=ready.log("up", timeout=2), max_restarts=1)
         daemon.signal(signal.SIGKILL)
         with pytest.raises(DaemonError, match="after 1 restarts within 5 s: not ready in time"):
             daemon.wait(DEADLINE_SECONDS)

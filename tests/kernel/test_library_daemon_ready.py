@@ -152,8 +152,8 @@ def test_a_line_of_its_output(backend: str, gate: Gate) -> None:
 def test_a_line_of_the_run_before_does_not_count(backend: str, tmp_path: Path) -> None:
     once = f"mkdir {tmp_path}/once 2>/dev/null && echo up; exec sleep 1000"
     with Container(backend=backend) as container:
-        daemon = container.daemon(["sh", "-c", once], ready=ready.log("up", timeout=0.2))
-        with pytest.raises(DaemonError, match=r"is not ready ready\.log\('up'\) after 0\.2 s: nothing that it printed"):
+        daemon = container.daemon(["sh", "-c", once], ready=ready.log("up", timeout=2))
+        with pytest.raises(DaemonError, match=r"is not ready ready\.log\('up'\) after 2 s: nothing that it printed"):
             daemon.restart()
         assert daemon.state == "failed"
 
