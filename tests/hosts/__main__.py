@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -38,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("hosts", nargs="*", metavar="HOST", help="which ones (default: all)")
     top.add_argument("--fast", action="store_true", help="only the few that every run of the CI takes")
     top.add_argument("--list", action="store_true", help="say which hosts there are")
-    top.add_argument("--jobs", type=int, default=1, metavar="N", help="guests side by side; each keeps a CPU busy")
-    top.add_argument("--timeout", type=float, default=1800, metavar="SECONDS", help="for each host (%(default)s)")
+    cpus = len(os.sched_getaffinity(0))
+    top.add_argument("--jobs", type=int, default=cpus, metavar="N", help="guests side by side (default: a CPU each)")
+    top.add_argument("--timeout", type=float, default=7200, metavar="SECONDS", help="for each host (%(default)s)")
     top.add_argument("--command", metavar="SHELL", help="run this in the guests instead of the tests")
     top.add_argument("--table", type=Path, metavar="FILE", help="try what all hosts offer, and write it into this page")
     top.add_argument("--tree", type=Path, default=TREE, help="the source tree to test (default: this one)")
