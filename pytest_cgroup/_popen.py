@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -327,7 +328,7 @@ class Popen(subprocess.Popen[Any]):
             pid = _syscalls.spawn_into_cgroup(cgroup, executable, fds=fds, cwd=cwd, **asked)
         except (OSError, StopIteration):
             return None
-        if (fields := stat_fields(pid)) and int(fields[6]) & _PF_FORKNOEXEC:
+        if not _has_begun(pid):
             self._was_stillborn(pid)
             return None
         trace("spawn: %s: pid %d", asked["argv"], pid)
@@ -383,6 +384,15 @@ _CHDIR = b"noexec:chdir" if "noexec:chdir" in _CONSTANTS else b"noexec"
 def _crosses(standard: dict[int, int]) -> bool:
     """Whether one of 0, 1 and 2, put in place in this order, is overwritten before it is put elsewhere."""
     return any(0 <= fd < target and standard[fd] not in (-1, fd) for target, fd in standard.items())
+
+
+def _has_begun(pid: int) -> bool:
+    """Whether it executes its program, or was killed before; whom vfork(2) kept goes on before either is to be seen."""
+    while (fields := stat_fields(pid)) and int(fields[6]) & _PF_FORKNOEXEC:
+        if fields[0] in ("Z", "X"):
+            return False
+        time.sleep(0.0001)
+    return True
 
 
 def _rlimits() -> dict[int, tuple[int, int]]:

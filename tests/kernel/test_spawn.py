@@ -150,6 +150,25 @@ def test_who_is_born_dead_is_born_again(container: Container, monkeypatch: pytes
 
 
 @pytest.mark.requires("cgroup")
+def test_a_program_that_has_just_begun_is_not_born_dead(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel lets who spawned it go on before it has taken back that nothing was executed yet."""
+
+    def still_before_exec(pid: int) -> list[str] | None:
+        fields = original(pid)
+        if fields and not seen:
+            fields[6] = str(int(fields[6]) | 0x40)
+        seen.append(pid)
+        return fields
+
+    original, seen = _popen.stat_fields, list[int]()
+    monkeypatch.setattr(_popen, "stat_fields", still_before_exec)
+    process = container.popen(["cat"], stdin=subprocess.PIPE)
+    assert seen == [process.pid] * 2
+    assert process.communicate(timeout=DEADLINE_SECONDS) == (None, None)
+    assert not process.was_stillborn  # type: ignore[attr-defined]
+
+
+@pytest.mark.requires("cgroup")
 def test_the_search_is_python_s(container: Container, tmp_path: Path, spawned: list[bytes]) -> None:
     for name, mode in (("first", 0o644), ("second", 0o755)):
         directory = tmp_path / name
