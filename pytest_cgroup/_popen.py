@@ -388,10 +388,11 @@ def _crosses(standard: dict[int, int]) -> bool:
 
 def _has_begun(pid: int) -> bool:
     """Whether it executes its program, or was killed before; whom vfork(2) kept goes on before either is to be seen."""
-    while (fields := stat_fields(pid)) and int(fields[6]) & _PF_FORKNOEXEC:
-        if fields[0] in ("Z", "X"):
-            return False
-        time.sleep(0.0001)
+    with contextlib.suppress(OSError):  # it lives, or its end is told as any other's
+        while (fields := stat_fields(pid)) and int(fields[6]) & _PF_FORKNOEXEC:
+            if fields[0] in ("Z", "X"):
+                return False
+            time.sleep(0.0001)
     return True
 
 

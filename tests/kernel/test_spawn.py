@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_cgroup import Container, _popen, _station, _syscalls
+from pytest_cgroup._process import stat_fields
 from tests.kernel.contain import DEADLINE_SECONDS, descriptors
 
 #: where it is, the leader of what, and what it writes to two descriptors
@@ -154,13 +155,13 @@ def test_a_program_that_has_just_begun_is_not_born_dead(container: Container, mo
     """The kernel lets who spawned it go on before it has taken back that nothing was executed yet."""
 
     def still_before_exec(pid: int) -> list[str] | None:
-        fields = original(pid)
+        fields = stat_fields(pid)
         if fields and not seen:
             fields[6] = str(int(fields[6]) | 0x40)
         seen.append(pid)
         return fields
 
-    original, seen = _popen.stat_fields, list[int]()
+    seen: list[int] = []
     monkeypatch.setattr(_popen, "stat_fields", still_before_exec)
     process = container.popen(["cat"], stdin=subprocess.PIPE)
     assert seen == [process.pid] * 2
