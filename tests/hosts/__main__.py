@@ -129,7 +129,7 @@ def check_all(hosts: dict[str, Host], work: Work, jobs: int) -> list[Verdict]:
             if problem:
                 raise Unavailable(problem)
             kernel(host.settings.kernel)
-            image(host.settings.suite)
+            image(host.settings.suite, host.settings.engine)
             dependencies(work.tree, host.settings.python)
             ready.append(name)
         except Unavailable as error:

@@ -88,4 +88,12 @@ HOSTS: Final[dict[str, Host]] = {
         settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", user="tester", place="podman-writable"),
         offers=(*V2, *CONTAINED),
     ),
+    "docker": Host(
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", place="docker"),
+        offers=(),
+    ),
+    "docker-privileged": Host(
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", place="docker-privileged"),
+        offers=("root", *V2, *NAMESPACES, "privileged"),
+    ),
 }

@@ -39,6 +39,7 @@ DEB822 = "Types: deb\nURIs: http://deb.example/debian\nSuites: bookworm\n"
         ({"kernel": "uml-6.1", "suite": "trixie", "init": "systemd", "cgroup": "hybrid"}, "no longer starts"),
         ({"init": "systemd", "place": "podman"}, "needs the suite trixie"),
         ({"init": "systemd", "place": "podman-writable", "suite": "trixie"}, "the user tester"),
+        ({"init": "systemd", "place": "docker", "suite": "trixie", "user": "tester"}, "the user root"),
         ({"suite": "trixie", "user": "tester", "place": "podman"}, "needs systemd"),
         ({"user": "nobody"}, "must be one of root, tester"),
     ],
@@ -129,6 +130,19 @@ def test_a_container_has_writable_cgroups_only_where_that_is_asked_for() -> None
         script = job.place_script(where)
         assert script.endswith("--rootfs /var/container /run/guest/command\n")
         assert ("unmask=/sys/fs/cgroup" in script) is writable
+
+
+def test_docker_is_at_its_default_or_privileged() -> None:
+    for place, privileged in (("docker", False), ("docker-privileged", True)):
+        where = settings.Settings(suite="trixie", init="systemd", place=place)  # type: ignore[arg-type]
+        script = job.place_script(where)
+        assert script.endswith(" guest /run/guest/command\n")
+        assert ("--privileged" in script) is privileged
+
+
+def test_an_image_with_an_engine_is_another_one() -> None:
+    names = [image.file_name("trixie", engine) for engine in get_args(settings.Engine)]
+    assert len({name.rpartition("-")[0] for name in names}) == len(names)
 
 
 def test_only_a_scope_without_systemd_is_delegated_by_the_rig() -> None:

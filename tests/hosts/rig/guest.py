@@ -175,7 +175,7 @@ def boot(
 
     Raises Unavailable if this machine cannot.
     """
-    files, disk = kernel(settings.kernel), image(settings.suite)
+    files, disk = kernel(settings.kernel), image(settings.suite, settings.engine)
     log = log or cache() / "last-boot.log"
     token = f"GUEST-{secrets.token_hex(8)}"
     started = time.monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from .debian import archive
-from .settings import UIDS, Suite
+from .settings import UIDS, Engine, Suite
 from .tools import Unavailable, cache, locked, require, run, say
 
 SIZE_MIB: Final = 1500  # sparse
@@ -19,7 +19,11 @@ LEFT_OUT: Final = ("man", "doc", "locale", "info")
 
 FILES: Final = Path(__file__).parent / "files"
 PACKAGES: Final = (FILES / "packages").read_text().split()
-MORE_PACKAGES: Final[dict[Suite, list[str]]] = {"bookworm": [], "trixie": ["podman", "crun"]}
+ENGINE_PACKAGES: Final[dict[Engine, list[str]]] = {
+    "": [],
+    "podman": ["podman", "crun"],
+    "docker": ["docker.io", "docker-cli"],
+}
 MASKED: Final = (FILES / "masked-units").read_text().split()  # they only cost time in a guest that lives for a command
 PROGRAMS: Final = {"init": "usr/local/sbin/guest-init", "guest-job": "usr/local/sbin/guest-job"}
 UNITS: Final = {
@@ -36,23 +40,27 @@ TEXTS: Final = {
 }
 
 
-def image(suite: Suite) -> Path:
-    """The suite's image, built (about 45 s, as root) unless it is in the cache."""
-    path = cache() / file_name(suite)
+def image(suite: Suite, engine: Engine = "") -> Path:
+    """The suite's image, with a container engine or without, built (about 45 s, as root) unless it is in the cache."""
+    path = cache() / file_name(suite, engine)
     with locked():
         if not path.exists():
-            build(suite, path)
+            build(suite, engine, path)
     return path
 
 
-def file_name(suite: Suite) -> str:
+def file_name(suite: Suite, engine: Engine = "") -> str:
     """It stands for everything that goes into the image: another recipe, another file."""
     ours = [(FILES / name).read_text() for name in (*PROGRAMS, *UNITS)]
-    recipe = repr((suite, PACKAGES + MORE_PACKAGES[suite], LEFT_OUT, MASKED, TEXTS, ours))
-    return f"image-{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.ext4"
+    recipe = repr((suite, PACKAGES + ENGINE_PACKAGES[engine], LEFT_OUT, MASKED, TEXTS, ours))
+    return f"image-{_kind(suite, engine)}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.ext4"
 
 
-def build(suite: Suite, path: Path) -> None:
+def _kind(suite: Suite, engine: Engine) -> str:
+    return f"{suite}+{engine}" if engine else suite
+
+
+def build(suite: Suite, engine: Engine, path: Path) -> None:
     require("mmdebstrap", "mke2fs")
     if os.geteuid() != 0:
         raise Unavailable(f"the {suite} image is not built yet, and building it needs root (once)")
@@ -68,7 +76,7 @@ def build(suite: Suite, path: Path) -> None:
                     "--variant=minbase",
                     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT),
                     '--aptopt=APT::Install-Recommends "0"',
-                    f"--include={','.join(PACKAGES + MORE_PACKAGES[suite])}",
+                    f"--include={','.join(PACKAGES + ENGINE_PACKAGES[engine])}",
                     suite,
                     root,
                     archive(),
@@ -84,7 +92,7 @@ def build(suite: Suite, path: Path) -> None:
             stream.truncate(SIZE_MIB << 20)
         options = ["-O", "^has_journal,^metadata_csum", "-E", "lazy_itable_init=1"]
         run("mke2fs", "-q", "-t", "ext4", *options, "-d", root, disk)
-        for old in cache().glob(f"image-{suite}-*.ext4"):
+        for old in cache().glob(f"image-{_kind(suite, engine)}-*.ext4"):
             old.unlink()  # a guest that runs from it keeps its open file
         disk.rename(path)
     say(f"built in {time.monotonic() - started:.0f} s")

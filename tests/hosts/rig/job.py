@@ -41,7 +41,20 @@ chown -h {uid}:{uid} . * home/*
 cd /
 """
 """An empty root for a container, which needs no registry: the guest's own directories are bound into it."""
+DOCKER: Final = """\
+touch /etc/resolv.conf # Docker mounts its own over it
+echo '{"bridge": "none", "iptables": false, "ip6tables": false, "storage-driver": "vfs"}' >/etc/docker/daemon.json
+systemctl start docker || exit 126
+tar -C /var/container -c . | docker import - guest >/dev/null || exit 126
+"""
+"""A daemon that asks nothing of the kernel that these have not, and an image of the empty root."""
 BOUND: Final = ("/etc:/etc:ro", "/run/guest:/run/guest:ro", "/srv:/srv", "/usr:/usr:ro")
+TMPFS: Final = {"podman": ["--tmpfs=/tmp"], "docker": ["--tmpfs=/tmp:exec"]}
+MORE: Final = {
+    "podman-writable": ["--security-opt=unmask=/sys/fs/cgroup"],
+    "docker-privileged": ["--privileged"],
+}
+"""What is not an engine's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +100,25 @@ def place_script(settings: Settings) -> str:
         manager = "--user " if uid else ""
         what = f"-p Delegate=yes {command}" if settings.place == "scope" else f"sh -c '{command}; exit $?'"
         start = f"{as_user}systemd-run {manager}--quiet --scope {what}"
-    elif settings.place.startswith("podman"):
-        before = bus + CONTAINER.format(uid=uid, user=settings.user)
-        writable = ["--security-opt=unmask=/sys/fs/cgroup"] if settings.place == "podman-writable" else []
+    elif settings.engine:
         volumes = [f"--volume={volume}" for volume in BOUND]
-        options = ["--rm", "--network=none", "--log-driver=none", "--tmpfs=/tmp", *volumes, *writable]
-        start = f"{as_user}podman run {' '.join(options)} --rootfs /var/container {command}"
+        words = [
+            settings.engine,
+            "run",
+            "--rm",
+            "--network=none",
+            "--log-driver=none",
+            *TMPFS[settings.engine],
+            *volumes,
+        ]
+        words += MORE.get(settings.place, [])
+        before = CONTAINER.format(uid=uid, user=settings.user)
+        if settings.engine == "podman":
+            before = bus + before
+            start = f"{as_user}{' '.join(words)} --rootfs /var/container {command}"
+        else:
+            before += DOCKER
+            start = f"{' '.join(words)} guest {command}"
     else:
         if settings.place == "scope":
             before = DELEGATE.format(uid=uid)

@@ -10,7 +10,10 @@ Suite = Literal["bookworm", "trixie"]
 Init = Literal["mini", "systemd"]
 Mode = Literal["v2", "hybrid", "v1"]
 User = Literal["root", "tester"]
-Place = Literal["scope", "terminal", "service", "session", "root", "podman", "podman-writable"]
+Place = Literal[
+    "scope", "terminal", "service", "session", "root", "podman", "podman-writable", "docker", "docker-privileged"
+]
+Engine = Literal["", "podman", "docker"]
 
 KERNEL_SUITES: Final[dict[Kernel, str]] = {"uml-6.1": "bookworm", "uml-6.12": "trixie", "uml-7.2": "sid"}
 """The Debian suite that each kernel is taken from."""
@@ -19,6 +22,9 @@ PYTHONS: Final[dict[Suite, str]] = {"bookworm": "3.11", "trixie": "3.13"}
 """The Python of each suite's image."""
 
 UIDS: Final[dict[User, int]] = {"root": 0, "tester": 1000}
+
+ENGINE_USERS: Final[dict[Engine, User]] = {"podman": "tester", "docker": "root"}
+"""Who runs the containers of each engine: one is there for rootless ones."""
 
 SYSTEMD_MODES: Final[dict[Mode, str]] = {
     "v2": "systemd.unified_cgroup_hierarchy=1",
@@ -35,8 +41,9 @@ class Settings:
     user) or ``root`` (the root cgroups).  Under systemd: ``scope`` (``systemd-run [--user] --scope -p Delegate=yes``),
     ``terminal`` (a scope that a shell shares, nothing delegated),
     ``service`` (inside a plain system service), ``session`` (a login session, whose cgroup its user may not write),
-    ``podman`` (as root of a rootless container with everything at its default: its cgroups are read-only) or
-    ``podman-writable`` (where they are not).
+    ``podman`` (as root of a rootless container with everything at its default: its cgroups are read-only),
+    ``podman-writable`` (where they are not), ``docker`` (as PID 1 of a container with everything at its default) or
+    ``docker-privileged``.
 
     Raises ValueError for a combination that the kernels or inits do not offer.
     """
@@ -66,12 +73,18 @@ class Settings:
             )
         if self.init == "mini" and self.place not in ("scope", "root"):
             raise ValueError(f"place {self.place} needs systemd")
-        if self.place.startswith("podman") and (self.suite, self.user) != ("trixie", "tester"):
-            raise ValueError(f"place {self.place} needs the suite trixie, which has podman, and the user tester")
+        if self.engine and (self.suite, self.user) != ("trixie", ENGINE_USERS[self.engine]):
+            raise ValueError(f"place {self.place} needs the suite trixie and the user {ENGINE_USERS[self.engine]}")
         if self.init == "systemd" and self.place == "root":
             raise ValueError("systemd keeps the root cgroup to itself")
         if self.init == "systemd" and self.suite == "trixie" and self.cgroup != "v2":
             raise ValueError("systemd of trixie no longer starts on v1 or hybrid")
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the container that the command is in."""
+        name = self.place.partition("-")[0]
+        return name if name in ("podman", "docker") else ""  # type: ignore[return-value]
 
     @property
     def python(self) -> str:
