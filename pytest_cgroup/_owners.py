@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from . import _exempt
 from ._held import held_pids
 from ._origins import Origins, new_list, placed, trace
-from ._process import describe, lineage, stat_fields
-from ._shared import ask_to_end, reap, settle
+from ._process import describe, lineage, reap, stat_fields
+from ._shared import ask_to_end, settle
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:

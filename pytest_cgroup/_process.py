@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import _syscalls
 from ._outcome import Leak
 from ._trace import trace
 from .exceptions import ContainerError
@@ -278,6 +279,17 @@ def open_pidfds(pids: Iterable[int]) -> Iterator[dict[int, int]]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def gets_orphans() -> bool:
+    """Whether orphans become children of this process: PID 1, as in a container of Docker's, or a subreaper."""
+    return os.getpid() == 1 or _syscalls.get_child_subreaper()
+
+
+def reap(pid: int) -> None:
+    """Take in the end of a child of ours that was killed, so that whoever waits for any child next does not."""
+    with contextlib.suppress(OSError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def wait_gone(pids: Iterable[int], timeout: float) -> bool:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from .. import _cgroup_usage
 from .. import _cgroup_v1 as v1
 from .._host import LIMIT_FILES
-from .._kernel_files import join
+from .._kernel_files import join, read_file
+from .._kernel_text import membership
 from .._ownership import SLICE
 from .._placement import Missing
+from .._process import children, gets_orphans, reap, wait_gone
 from .._spec import Spec
 from .._units import format_size
 from ..exceptions import ContainerError
@@ -338,7 +340,17 @@ class CgroupTree:
             if fd is not None:
                 os.close(fd)
         self.oom_fd = self._oom_above_fd = self._birthplace = None
+        if self.cgroup.unified and gets_orphans():  # v1 does not know where they were
+            self._reap_orphans(self.cgroup.unified)
         self.cgroup.remove()
+
+    def _reap_orphans(self, directory: str) -> None:
+        """Those of here have ended, and nobody but this process can wait for them."""
+        here = "/".join(("", *directory.split("/")[-2:], ""))
+        for pid in children():
+            with contextlib.suppress(OSError):
+                if here in membership(read_file(f"/proc/{pid}/cgroup")).get("", "") + "/" and wait_gone([pid], 0.5):
+                    reap(pid)
 
 
 def _is_size(field: str, value: str) -> bool:

@@ -16,8 +16,6 @@ is known by its session, its process group, or by the number that it inherited i
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -109,9 +107,3 @@ def ask_to_end(pids: Callable[[], list[int]], grace: float) -> None:
     """SIGTERM, and *grace* seconds to follow it."""
     signal_members(pids, signal.SIGTERM)
     settle(pids, grace)
-
-
-def reap(pid: int) -> None:
-    """Take in the end of a child of ours that was killed, so that whoever waits for any child next does not."""
-    with contextlib.suppress(OSError):
-        os.waitpid(pid, os.WNOHANG)

@@ -262,3 +262,34 @@ def test_ignored():
     assert "left behind, now killed: 1 process (sleep)" in result.blocks["test_it"]
     assert "left behind" not in result.blocks["test_ignored"]
     assert not any(is_alive(pid_of(pytester, name)) for name in ("it", "ignored"))
+
+
+@pytest.mark.requires("cgroup", "kill", "privileged")
+@pytest.mark.parametrize("reaps", [True, False])
+def test_as_pid_1_pytest_waits_for_those_that_were_killed(pytester: pytest.Pytester, reaps: bool) -> None:
+    """As in a container of Docker's that was started for it: orphans become its children, and it is to reap them."""
+    pytester.makeconftest(f"""
+import os
+from pytest_cgroup._backends import cgroup
+if not {reaps}:
+    cgroup.gets_orphans = lambda: False
+def pytest_sessionfinish():
+    assert os.getpid() == 1
+    stats = [open(f"/proc/{{pid}}/stat").read() for pid in os.listdir("/proc") if pid.isdigit()]
+    print("zombies:", sum(") Z " in stat for stat in stats))
+""")
+    source = """
+import pytest_cgroup
+def leave(): subprocess.run(["sh", "-c", "setsid sleep 1000 & exit 0"])
+@contained(leaks="ignore")
+def test_it(): leave()
+@contained(timeout=1, expect="timeout")
+def test_until_the_end(): leave(); time.sleep(1000)
+def test_library():
+    with pytest_cgroup.Container() as container:
+        container.run(["sh", "-c", "setsid sleep 1000 & exit 0"])
+"""
+    result = run(pytester, source, "-s", prefix=("unshare", "--pid", "--fork", "--mount-proc"))
+    assert result.counts == {"passed": 3}
+    (zombies,) = re.findall(r"zombies: (\d+)$", result.text, re.MULTILINE)
+    assert (int(zombies) == 0) is reaps
