@@ -104,7 +104,7 @@ def test_the_library_tells_a_logger(how: str, backend: str) -> None:
     assert any(re.match(r"container told: made by ", line) for line in told) == (how != "off")
     assert any(re.match(r"container told: ended: ", line) for line in told) == (how != "off")
     if how == "stderr":
-        assert any(re.match(r"fork: \[b'true'\]: pid \d+", line) for line in told), "the launcher tells, too"
+        assert any(re.match(r"(fork|spawn): \[b'true'\]: pid \d+", line) for line in told), "the launcher tells, too"
 
 
 @pytest.mark.requires("cgroup")

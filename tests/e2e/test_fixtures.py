@@ -293,7 +293,7 @@ def test_what_starts_programs_is_no_leak_of_the_test(pytester: pytest.Pytester, 
 @contained
 def test_it(contained):
     from pytest_cgroup import _station
-    os.kill(_station.station()._launcher[0].pid, signal.SIGSTOP){end}
+    os.kill(_station.station().launcher().pid, signal.SIGSTOP){end}
 """
     result = run(pytester, source)
     assert result.counts == ({"failed": 1} if end else {"passed": 1}), result.text
