@@ -21,7 +21,6 @@ WAYS = r"""
 import asyncio, contextlib, multiprocessing, pty, shlex
 
 ARGV = ["sleep", "120"]
-KEPT = []
 
 def note(name, pid):
     open(name + ".pid", "w").write(str(pid))
@@ -49,6 +48,7 @@ def system(name):
 def forkpty(name):
     pid, fd = pty.fork()
     if not pid:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal may end with pytest
         os.execvp("sleep", ARGV)
     note(name, pid)
 
@@ -71,8 +71,7 @@ def below_a_shell(name):
 def in_asyncio(name):
     async def start():
         return await asyncio.create_subprocess_exec(*ARGV)
-    KEPT.append(asyncio.run(start()))  # asyncio kills what nobody holds
-    note(name, KEPT[-1].pid)
+    note(name, asyncio.run(start()).pid)
 
 def in_multiprocessing(name):
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,))
