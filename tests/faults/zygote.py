@@ -195,6 +195,7 @@ class Hunt:
 
 
 def _kind(pid: int, below: list[int]) -> str:
+    was_spawned = _is_before_exec(pid)  # asked before what it executes is read, and after: it may exec meanwhile
     command = _command(pid)
     if "guard.py" in command or "_guard_process.py" in command:
         return "guard"
@@ -203,9 +204,14 @@ def _kind(pid: int, below: list[int]) -> str:
             return "worker"
     elif "tests.faults.zygote" not in command:
         return "program"
-    if _parent_and_state(_parent_and_state(pid)[0])[1] == "D":
-        return "program"  # its parent waits in vfork(2) for its exec: killed now, it has never been a leak
+    if was_spawned or _is_before_exec(pid):
+        return "program"
     return "init" if any(_kind(one, []) == "child" for one in below) else "child"
+
+
+def _is_before_exec(pid: int) -> bool:
+    """Whether its parent waits in vfork(2) for its exec: killed now, it has never been a leak."""
+    return _parent_and_state(_parent_and_state(pid)[0])[1] == "D"
 
 
 def _parent_and_state(pid: int) -> tuple[int, str]:
