@@ -78,7 +78,7 @@ class Container:
         self._status: int | None = None
         self._status_text = b""
         self._reaper: int | None = None
-        self._reaped = False
+        self._reaped = self._has_killed = False
         self._wait_status: int | None = None
         #: its limits that the kernel does not keep
         self.watched = Watched(spec)
@@ -251,6 +251,8 @@ class Container:
         else:
             if self._reaper is None:
                 self._wait_status = status
+            elif os.WIFSIGNALED(status) and not self._has_killed:
+                self.untold = "the process above it was killed: what it left behind can't be told"
 
     def _orphaned(self) -> None:
         """The reaper has ended, and said nothing of the first process, which went with it."""
@@ -284,6 +286,7 @@ class Container:
         The first process may not have entered yet, and the reaper may not have forked it yet: so it goes on until the
         direct child has ended, which it does when nothing is left below it.
         """
+        self._has_killed = True
         deadline = time.monotonic() + KILL_SECONDS
         patience = time.monotonic() + _REAPER_SECONDS
         if self._reaper is None:
@@ -306,6 +309,7 @@ class Container:
             self._signal_child(signal.SIGKILL)
 
     def _signal_child(self, number: int) -> None:
+        self._has_killed = self._has_killed or number == signal.SIGKILL
         if self._pidfd is not None and not self._reaped:
             with contextlib.suppress(OSError):
                 send_signal(self._pidfd, number)
@@ -370,13 +374,15 @@ class Container:
         leaks: list[Leak] = []
         try:
             emptied = self.ended and self._cause is None and settles(tree, SETTLE_SECONDS)
+            if emptied and self._reaper is not None and self._child_ends_in(0.05):
+                self._end_child()
             if self.ended and self._cause is None and not emptied:
                 leaks, self.untold = left_behind(tree, owner)
                 leaks = as_told(leaks, family, started, own_numbers=self.spec.pid_ns)
                 with contextlib.suppress(OSError):
                     self._ask_to_end(tree)
             wall = self.watched.wall_seconds
-            if not (emptied and self._reaped) and not self._kill():
+            if not (emptied and self._reaped and self.untold is None) and not self._kill():
                 self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: {who(tree)}")
             self._end_child()
             usage = dataclasses.replace(tree.usage(), wall_seconds=wall)

@@ -293,3 +293,18 @@ def test_library():
     assert result.counts == {"passed": 3}
     (zombies,) = re.findall(r"zombies: (\d+)$", result.text, re.MULTILINE)
     assert (int(zombies) == 0) is reaps
+
+
+def test_what_is_left_below_a_killed_reaper_can_not_be_told(pytester: pytest.Pytester) -> None:
+    """Without a cgroup all hangs on the process above the test: where that is killed before the look, it is no pass."""
+    source = """
+@contained
+def test_it():
+    script = f"while kill -0 {os.getpid()} 2>/dev/null; do :; done; kill -9 {os.getppid()}; exec sleep 1000"
+    child = subprocess.Popen(["sh", "-c", script], start_new_session=True)
+    open("child.pid", "w").write(str(child.pid))
+"""
+    result = run(pytester, source, "--cgroup-backend=process")
+    os.kill(pid_of(pytester, "child"), signal.SIGKILL)
+    assert result.counts == {"passed": 1, "error": 1}
+    assert "the process above it was killed: what it left behind can't be told" in result.text
