@@ -12,6 +12,8 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
+from ._process import pidfd_open
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -93,11 +95,13 @@ class AsyncProcess:
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """Until it has ended; by whoever tells of it, see `Popen.told`."""
         process = self._process
-        if process.poll() is not None:
+        end = None
+        if process.poll() is None:
+            # A thread that waits for it closes its own descriptor; ours is at its end, then.
+            end = pidfd_open(process.pid) if process.told is None else os.dup(process.told)
+        if end is None:
             self._ended.set_result(process.wait())
             return
-        # A thread that waits for it closes its own descriptor; ours is at its end, then.
-        end = os.pidfd_open(process.pid) if process.told is None else os.dup(process.told)
 
         def ended() -> None:
             loop.remove_reader(end)

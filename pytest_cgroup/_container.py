@@ -143,6 +143,8 @@ class Container:
         except OSError as error:
             self._end_unseen()
             raise no_fork(error) from error
+        if self._pidfd is None:  # it has ended, and somebody else has waited for it
+            self._has_ended()
         return False
 
     def _end_unseen(self) -> None:
@@ -198,10 +200,7 @@ class Container:
         if fd == self._status:
             return self._read_status()
         if fd == self._pidfd:
-            self._read_status()
-            self._wait()
-            if self._wait_status is None:
-                self._orphaned()
+            self._has_ended()
             return False
         own = self.tree.out_of_memory()
         if self.spec.oom_group:
@@ -236,18 +235,26 @@ class Container:
             self._status = None
         return bool(text)
 
+    def _has_ended(self) -> None:
+        """The direct child has; what it told of the first process is there."""
+        self._read_status()
+        self._wait()
+        if self._wait_status is None:
+            self._orphaned()
+
     def _wait(self) -> None:
         """Reap the direct child, which has ended. Where it is the reaper, its own status says nothing of the test."""
         self._reaped = True
         try:
             _, status = os.waitpid(self._pid, 0)
         except ChildProcessError:  # SIGCHLD is ignored in this process, or a thread of it waits for any child
-            self._error = self._error or ContainerError(
-                "somebody else in this process has waited for the container's process: how it ended is not known",
-                operation="waitpid",
-                remedy="wait for your own children by pid, and leave SIGCHLD alone",
-            )
-            self._wait_status = 0
+            if self._wait_status is None:
+                self._error = self._error or ContainerError(
+                    "somebody else in this process has waited for the container's process: how it ended is not known",
+                    operation="waitpid",
+                    remedy="wait for your own children by pid, and leave SIGCHLD alone",
+                )
+                self._wait_status = 0
         else:
             if self._reaper is None:
                 self._wait_status = status
