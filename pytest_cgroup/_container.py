@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import select
 import signal
@@ -25,10 +24,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from . import _syscalls
+from ._direct_child import DirectChild
 from ._entry import Shape, enter, fork_first
 from ._left import left_behind, settles, who, zombie
 from ._outcome import Leak, Outcome
-from ._process import pidfd_open, send_signal
 from ._reaper import no_fork
 from ._started import as_told
 from ._trace import trace
@@ -73,21 +72,13 @@ class Container:
         self._keep = keep
         self._nests = nests
         self._tree: Tree | None = None
-        self._pid = 0
-        self._pidfd: int | None = None
-        self._status: int | None = None
-        self._status_text = b""
-        self._reaper: int | None = None
-        self._reaped = self._has_killed = False
-        self._wait_status: int | None = None
+        self._direct_child: DirectChild | None = None
         #: its limits that the kernel does not keep
         self.watched = Watched(spec)
         self._cause: str | None = None
-        self._error: ContainerError | None = None
         self._notes: list[str] = []
         self._outcome: Outcome | None = None
-        #: what `destroy` could not find out, and should have
-        self.untold: str | None = None
+        self._unseen: str | None = None
         #: called just before a container is killed at a deadline, while everything in it still lives
         self.before_kill: Callable[[], None] = lambda: None
 
@@ -98,12 +89,19 @@ class Container:
             ContainerError: the kernel refused something; nothing is left behind.
         """
         self._tree = self.backend.create(self.spec, self.name, nests=self._nests)
+        self._direct_child = DirectChild(self._tree)
         trace("container %s: made by %s, limits in force: %s", self.name, self.backend.name, dict(self._tree.limits))
 
     @property
     def tree(self) -> Tree:
         assert self._tree is not None, "the container is not started"
         return self._tree
+
+    @property
+    def direct_child(self) -> DirectChild:
+        """The process that pytest waits for: the first one, or who stands above it."""
+        assert self._direct_child is not None, "the container is not started"
+        return self._direct_child
 
     # the first process
 
@@ -134,37 +132,25 @@ class Container:
             enter(self.spec, shape, self.tree.join, keep=self._keep, status=status)
             return True
         os.close(status)
-        os.set_blocking(status_reader, False)
-        self._pid, self._status = pid, status_reader
-        self._reaper = pid if shape.reaper else None
-        self.tree.started(pid)
         try:
-            self._pidfd = pidfd_open(pid)
+            self.direct_child.forked(pid, status_reader, above=shape.reaper)
         except OSError as error:
-            self._end_unseen()
+            self.tree.kill(KILL_SECONDS)
+            self.direct_child.end_unseen()
+            self.tree.kill(KILL_SECONDS)
             raise no_fork(error) from error
-        if self._pidfd is None:  # it has ended, and somebody else has waited for it
-            self._has_ended()
         return False
-
-    def _end_unseen(self) -> None:
-        """The child can't be watched: it is ended at once. Its pid is its own until it is waited for."""
-        self.tree.kill(KILL_SECONDS)
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        self.tree.kill(KILL_SECONDS)
 
     def refused(self, why: str) -> None:
         """The first process is in, and could not go on from there."""
-        self._error = self._error or ContainerError(f"the test could not be begun: {why}", operation="enter")
+        self.direct_child.fail(ContainerError(f"the test could not be begun: {why}", operation="enter"))
 
     # watching it
 
     @property
     def ended(self) -> bool:
         """Whether the first process has ended."""
-        return self._wait_status is not None
+        return self.direct_child.wait_status is not None
 
     def watch(
         self, readers: Mapping[int, Callable[[], bool]], done: Callable[[], bool], timeout: float | None = None
@@ -191,17 +177,12 @@ class Container:
             self._check_limits()
 
     def _own_fds(self) -> list[int]:
-        # Without a reaper, what is told there is of no use before the process has ended.
-        fds = [self._status if self._reaper is not None else None, self.tree.oom_fd if self._cause is None else None]
-        fds.append(self._pidfd if not self._reaped else None)
-        return [fd for fd in fds if fd is not None]
+        oom = self.tree.oom_fd if self._cause is None else None
+        return self.direct_child.fds + ([] if oom is None else [oom])
 
     def _notice(self, fd: int) -> bool:
-        if fd == self._status:
-            return self._read_status()
-        if fd == self._pidfd:
-            self._has_ended()
-            return False
+        if fd != self.tree.oom_fd:
+            return self.direct_child.notice(fd)
         own = self.tree.out_of_memory()
         if self.spec.oom_group:
             if own:
@@ -209,66 +190,6 @@ class Container:
             else:
                 self.watched.suspect()
         return True
-
-    def _read_status(self) -> bool:
-        """Take what the reaper, or a first process that could not enter, has told; False at the end of file."""
-        if self._status is None:
-            return False
-        try:
-            text = os.read(self._status, 65536)
-        except BlockingIOError:
-            return True
-        self._status_text += text
-        *lines, self._status_text = self._status_text.split(b"\n")
-        for message in map(json.loads, lines):
-            if "error" in message:
-                self._error = ContainerError(message["error"], operation="enter")
-            if "status" in message:
-                self._wait_status = message["status"]
-            if "rusage" in message:
-                self.tree.ended(message["rusage"])
-            if "reaper" in message:
-                self._reaper = message["reaper"]
-                self.tree.started(message["reaper"])
-        if not text:
-            os.close(self._status)
-            self._status = None
-        return bool(text)
-
-    def _has_ended(self) -> None:
-        """The direct child has; what it told of the first process is there."""
-        self._read_status()
-        self._wait()
-        if self._wait_status is None:
-            self._orphaned()
-
-    def _wait(self) -> None:
-        """Reap the direct child, which has ended. Where it is the reaper, its own status says nothing of the test."""
-        self._reaped = True
-        try:
-            _, status = os.waitpid(self._pid, 0)
-        except ChildProcessError:  # SIGCHLD is ignored in this process, or a thread of it waits for any child
-            if self._wait_status is None:
-                self._error = self._error or ContainerError(
-                    "somebody else in this process has waited for the container's process: how it ended is not known",
-                    operation="waitpid",
-                    remedy="wait for your own children by pid, and leave SIGCHLD alone",
-                )
-                self._wait_status = 0
-        else:
-            if self._reaper is None:
-                self._wait_status = status
-            elif os.WIFSIGNALED(status) and not self._has_killed:
-                self.untold = "the process above it was killed: what it left behind can't be told"
-
-    def _orphaned(self) -> None:
-        """The reaper has ended, and said nothing of the first process, which went with it."""
-        self._wait_status = signal.SIGKILL
-        self._error = self._error or ContainerError(
-            "the process above the container's first one was killed, and took it along",
-            operation="reap",
-            remedy="a contained test's parent process is not pytest: do not signal it",
-        )
 
     def _poll_milliseconds(self, until: float | None) -> float | None:
         waits = [] if until is None else [until - time.monotonic()]
@@ -293,40 +214,20 @@ class Container:
         The first process may not have entered yet, and the reaper may not have forked it yet: so it goes on until the
         direct child has ended, which it does when nothing is left below it.
         """
-        self._has_killed = True
+        child = self.direct_child
+        child.is_killed = True
         deadline = time.monotonic() + KILL_SECONDS
         patience = time.monotonic() + _REAPER_SECONDS
-        if self._reaper is None:
-            self._signal_child(signal.SIGKILL)
+        if child.reaper is None:
+            child.signal(signal.SIGKILL)
         while True:
             emptied = self.tree.kill(max(0.0, deadline - time.monotonic()))
-            if self._child_ends_in(0.05) or time.monotonic() > deadline:
+            if child.ends_in(0.05) or time.monotonic() > deadline:
                 return emptied
-            self._read_status()  # who the reaper is, where a namespace keeper stands above it
-            self._signal_child(signal.SIGKILL if self._reaper is None else signal.SIGCONT)  # it may have been stopped
+            child.read_status()  # who the reaper is, where a namespace keeper stands above it
+            child.signal(signal.SIGKILL if child.reaper is None else signal.SIGCONT)  # it may have been stopped
             if emptied and self.ended and time.monotonic() > patience:
-                self._kill_reaper()
-
-    def _kill_reaper(self) -> None:
-        """Nobody is left in the container but the reaper: somebody has left the cgroup, and not the pid namespace."""
-        if self._reaper is not None and self._reaper != self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._reaper, signal.SIGKILL)  # its parent has not reaped it, or that would have ended
-        else:
-            self._signal_child(signal.SIGKILL)
-
-    def _signal_child(self, number: int) -> None:
-        self._has_killed = self._has_killed or number == signal.SIGKILL
-        if self._pidfd is not None and not self._reaped:
-            with contextlib.suppress(OSError):
-                send_signal(self._pidfd, number)
-
-    def _child_ends_in(self, seconds: float) -> bool:
-        if self._pidfd is None or self._reaped:
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+                child.kill_reaper()  # nobody else is left: somebody has left the cgroup, and not the pid namespace
 
     def time_out(self) -> None:
         """Kill everything as at the deadline: somebody else's has come."""
@@ -334,13 +235,8 @@ class Container:
             self._kill_for("timeout")
 
     def signal(self, number: int) -> bool:
-        """Signal the first process; where a reaper stands above it, the reaper passes the signal on."""
-        if self._pidfd is None or self._reaped:
-            return False
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            _syscalls.sigqueue(self._reaper or self._pid, number)  # neither pid is anybody else's before it is reaped
-            return True
-        return False
+        """Signal the first process; False where it has ended, or can't be signalled."""
+        return self.direct_child.signal_first(number)
 
     def _limits(self) -> dict[str, str]:
         """What is in force: the cgroup's, read back, and what is watched from here."""
@@ -377,21 +273,22 @@ class Container:
         """
         if self._outcome is not None:
             return self._outcome
-        tree = self.tree
+        tree, child = self.tree, self.direct_child
         leaks: list[Leak] = []
         try:
             emptied = self.ended and self._cause is None and settles(tree, SETTLE_SECONDS)
-            if emptied and self._reaper is not None and self._child_ends_in(0.05):
-                self._end_child()
+            if emptied and child.reaper is not None and child.ends_in(0.05):
+                child.end(KILL_SECONDS)  # now, so that the verdict knows whether somebody else has killed the reaper
             if self.ended and self._cause is None and not emptied:
-                leaks, self.untold = left_behind(tree, owner)
+                leaks, self._unseen = left_behind(tree, owner)
                 leaks = as_told(leaks, family, started, own_numbers=self.spec.pid_ns)
                 with contextlib.suppress(OSError):
                     self._ask_to_end(tree)
             wall = self.watched.wall_seconds
-            if not (emptied and self._reaped and self.untold is None) and not self._kill():
+            if not (emptied and child.reaped and self.untold is None) and not self._kill():
                 self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: {who(tree)}")
-            self._end_child()
+            if not child.end(KILL_SECONDS):
+                self._notes.append(f"the first process is still there {KILL_SECONDS:.0f} s after SIGKILL: {child.pid}")
             usage = dataclasses.replace(tree.usage(), wall_seconds=wall)
             if self._cause == "oom":  # told of it, we may have been faster than the kernel's killer, and done its work
                 usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))
@@ -400,7 +297,7 @@ class Container:
             self._kill()
             raise
         finally:
-            self._close()
+            child.close()
             try:
                 tree.remove()
             except ContainerError as error:
@@ -415,10 +312,15 @@ class Container:
             backend=self.backend.name,
             not_enforced=self.backend.weaker(self.spec),
             limits=self._limits(),
-            message=str(self._error) if self._error else None,
+            message=str(child.error) if child.error else None,
             notes=tuple(self._notes),
         )
         return self._outcome
+
+    @property
+    def untold(self) -> str | None:
+        """What `destroy` could not find out, and should have."""
+        return self._unseen or self.direct_child.untold
 
     def _ask_to_end(self, tree: Tree) -> None:
         """SIGTERM and `grace`, as long as needed and no longer, where that was asked for."""
@@ -426,38 +328,15 @@ class Container:
             tree.signal(signal.SIGTERM)
             tree.settle(self.spec.grace)
 
-    def _end_child(self) -> None:
-        """The container is empty, so the direct child ends, and is reaped here; it is killed if it does not."""
-        if self._pidfd is None or self._reaped:
-            return
-        deadline = time.monotonic() + KILL_SECONDS
-        while not self._child_ends_in(0.0):
-            self._signal_child(signal.SIGKILL)
-            if not self._child_ends_in(0.05) and time.monotonic() > deadline:  # in uninterruptible sleep
-                self._notes.append(f"the first process is still there {KILL_SECONDS:.0f} s after SIGKILL: {self._pid}")
-                return
-        while self._read_status():
-            if self._status_at_rest():
-                break
-        self._wait()
-
-    def _status_at_rest(self) -> bool:
-        return self._status is not None and not select.select([self._status], [], [], 0)[0]
-
     def _how_it_ended(self) -> tuple[str, int | None, int | None]:
-        code = os.waitstatus_to_exitcode(self._wait_status) if self._wait_status is not None else None
+        child = self.direct_child
+        code = None if child.wait_status is None else os.waitstatus_to_exitcode(child.wait_status)
         exit_code, number = (None, -code) if code is not None and code < 0 else (code, None)
         if self._cause is not None:
             return self._cause, exit_code, number
-        if self._error is not None:
+        if child.error is not None:
             return "error", exit_code, number
         # A process of it that was killed for memory is the container's end only if the first process went with it.
         if number == signal.SIGKILL and (oom := self.tree.oom()):
             return oom, exit_code, number
         return ("exit" if number is None else "signal"), exit_code, number
-
-    def _close(self) -> None:
-        for fd in (self._pidfd, self._status):
-            if fd is not None:
-                os.close(fd)
-        self._pidfd = self._status = None

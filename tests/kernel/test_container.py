@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from pytest_cgroup import _container, _syscalls
+from pytest_cgroup import _direct_child, _syscalls
 from pytest_cgroup._backends import choose
 from pytest_cgroup._backends.cgroup import CgroupTree
 from pytest_cgroup._container import Container
@@ -216,7 +216,7 @@ def test_the_init_dies(lab: Lab) -> None:
         live.told()
         pids = [identity(pid) for pid in live.container.tree.pids()]
         assert len(pids) == 2
-        init = live.container._reaper
+        init = live.container.direct_child.reaper
         assert init is not None
         os.kill(init, signal.SIGKILL)
         outcome = live.finish()
@@ -341,7 +341,7 @@ def test_somebody_else_waits_for_any_child(lab: Lab, when: str, monkeypatch: pyt
         return outcome.ended, outcome.message
 
     if when == "before":
-        monkeypatch.setattr(_container, "pidfd_open", too_late)
+        monkeypatch.setattr(_direct_child, "pidfd_open", too_late)
     ended, message = forked(function)
     if lab.backend.needs_reaper:  # it is not what was waited for, and tells what it waited for
         assert ended == "exit"
