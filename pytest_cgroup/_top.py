@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -159,30 +160,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="other users' containers, too")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each table")
     parser.add_argument("--once", dest="times", action="store_const", const=1, help="print one table, and end")
-    parser.add_argument("-n", dest="times", type=_times, metavar="N", help="print N tables, and end")
+    times = _checked(functools.partial(parse_count, low=1))
+    parser.add_argument("-n", dest="times", type=times, metavar="N", help="print N tables, and end")
     parser.add_argument(
         "-d",
         dest="delay",
-        type=_delay,
+        type=_checked(parse_grace),
         default=_DELAY_SECONDS,
         metavar="SECONDS",
-        help="between two tables (1)",
+        help="between two tables (default %(default)g)",
     )
 
 
-def _times(text: str) -> int:
-    return _number(text, lambda text: parse_count(text, low=1))
+def _checked(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """*parse* as argparse takes it, which says nothing of what a ValueError says."""
 
+    def checked(text: str) -> _T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
 
-def _delay(text: str) -> float:
-    return _number(text, parse_grace)
-
-
-def _number(text: str, parse: Callable[[str], _T]) -> _T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+    return checked
 
 
 class Watcher(Protocol):
