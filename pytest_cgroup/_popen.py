@@ -25,7 +25,6 @@ from . import _syscalls, _trace
 from ._launcher import receive, send
 from ._process import stat_fields
 from ._program import BIRTHPLACE, CWD, DOOR, ERRORS, NOT_ENTERED, TOLD
-from ._trace import trace
 from .exceptions import ContainerError
 
 if sys.platform == "linux":  # the package imports elsewhere, too
@@ -141,8 +140,13 @@ class Launcher:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                asked = {"namespaces": namespaces, "user_ns": user_ns, "own": own, "network_of": network_of}
-                asked["init"] = init
+                asked = {
+                    "namespaces": namespaces,
+                    "user_ns": user_ns,
+                    "own": own,
+                    "network_of": network_of,
+                    "init": init,
+                }
                 pid = self.ask(asked, [theirs.fileno()])["pid"]
             except BaseException:
                 ours.close()
@@ -267,14 +271,15 @@ class Popen(subprocess.Popen[Any]):
         variables = list(env) if env is not None else [k + b"=" + v for k, v in os.environb.items()]
         is_plain = close_fds and set(kept) <= {errpipe_write} and umask < 0 and (uid, gid, gids) == (None,) * 3
         if self._only_cgroup is not None and is_plain and not _crosses(standard):
-            asked: dict[str, Any] = {
+            asked = {
                 "argv": words,
                 "env": variables,
                 "cwd": None if cwd is None else os.fsencode(cwd),
                 "pgid": pgid,
+                "setsid": setsid,
+                "restored": _RESTORED if restore_signals else (),
             }
-            asked |= {"setsid": setsid, "restored": _RESTORED if restore_signals else ()}
-            if (pid := self._spawn(self._only_cgroup, executables, standard, **asked)) is not None:
+            if (pid := self._spawn_directly(self._only_cgroup, executables, standard, asked)) is not None:
                 return pid
         sources = {target: target if fd == -1 else fd for target, fd in standard.items()}
         sources |= {fd: fd for fd in (kept if close_fds else _inheritable()) if fd > 2 and fd != errpipe_write}
@@ -317,21 +322,21 @@ class Popen(subprocess.Popen[Any]):
             self._was_stillborn(answer["stillborn"])
         return int(answer["pid"])
 
-    def _spawn(
-        self, cgroup: int, executables: Sequence[bytes], standard: dict[int, int], *, cwd: bytes | None, **asked: Any
+    def _spawn_directly(
+        self, cgroup: int, executables: Sequence[bytes], standard: dict[int, int], asked: dict[str, Any]
     ) -> int | None:
         """Have the C library start it; None if that failed."""
         fds = {target: fd for target, fd in standard.items() if fd != -1}
         try:
             # Those that are not there are passed over; what is wrong with another one the launcher says.
-            executable = next(each for each in executables if os.path.lexists(os.path.join(cwd or b"", each)))
-            pid = _syscalls.spawn_into_cgroup(cgroup, executable, fds=fds, cwd=cwd, **asked)
+            executable = next(each for each in executables if os.path.lexists(os.path.join(asked["cwd"] or b"", each)))
+            pid = _syscalls.spawn_into_cgroup(cgroup, executable, fds=fds, **asked)
         except (OSError, StopIteration):
             return None
         if not _has_begun(pid):
             self._was_stillborn(pid)
             return None
-        trace("spawn: %s: pid %d", asked["argv"], pid)
+        _trace.trace("spawn: %s: pid %d", asked["argv"], pid)
         return pid
 
     def _was_stillborn(self, pid: int) -> None:

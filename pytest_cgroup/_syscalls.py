@@ -223,7 +223,7 @@ def spawn_into_cgroup(
     Like vfork(2) it copies no page tables, and nothing of Python runs before the exec.
 
     Args:
-        fds: for 0, 1 and 2 what they shall be, none of these but itself; they alone are inherited.
+        fds: for 0, 1 and 2 what they shall be, put in place in the order given; they alone are inherited.
         cwd: None for this process's.
         pgid: its process group, 0 for one of its own, -1 for this process's.
         restored: signals that are ignored here and not there.
@@ -244,6 +244,7 @@ def spawn_into_cgroup(
     call("posix_spawn_file_actions_init", actions)
     try:
         call("posix_spawnattr_setcgroup_np", attributes, cgroup)
+        call("sigemptyset", signals)
         for number in restored:
             call("sigaddset", signals, number)
         call("posix_spawnattr_setsigdefault", attributes, signals)
