@@ -346,6 +346,8 @@ class CgroupTree:
 
     def _reap_orphans(self, directory: str) -> None:
         """Those of here have ended, and nobody but this process can wait for them."""
+        # /proc shows a path below the root of this cgroup namespace, and the directory lies below a mount. Both end by
+        # the names of the session's cgroup and of the container's.
         here = "/".join(("", *directory.split("/")[-2:], ""))
         for pid in children():
             with contextlib.suppress(OSError):

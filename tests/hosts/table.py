@@ -90,7 +90,7 @@ HOSTS: Final[dict[str, Host]] = {
     ),
     "docker": Host(
         settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", place="docker"),
-        offers=(),
+        offers=(),  # root without CAP_SYS_ADMIN: a cgroupfs to read, and no namespaces of its own
     ),
     "docker-privileged": Host(
         settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", place="docker-privileged"),
