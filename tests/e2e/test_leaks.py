@@ -311,7 +311,8 @@ def test_it():
     open("child.pid", "w").write(str(child.pid))
 """
     result = run(pytester, source, "--cgroup-backend=process")
-    subprocess.run([sys.executable, "-m", "pytest_cgroup", "clean"], check=True, capture_output=True)
+    # Its status tells of others' sessions, too, of which nobody here can know whether they live.
+    subprocess.run([sys.executable, "-m", "pytest_cgroup", "clean"], check=False, capture_output=True)
     assert not is_alive(pid_of(pytester, "child"))
     assert result.counts == {"passed": 1, "error": 1}
     assert "the process above it was killed: what it left behind can't be told" in result.text
