@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, NoReturn
 from . import _guard_process
 from ._ownership import Owner, this_process
 from ._process import ProcessId, fork, pidfd_open
-from ._recover import sweep, sweep_processes
+from ._recover import NO_RECOVERY, sweep, sweep_processes
 from ._trace import SWITCH as DEBUG
 from ._trace import trace, warn
 from .exceptions import CgroupError
@@ -50,10 +50,6 @@ if TYPE_CHECKING:
 
 #: set by the tests of what happens without a guard
 SWITCH = "PYTEST_CGROUP_NO_GUARD"
-#: set by tests that run beside those: what these leave is not theirs to clean up
-NO_RECOVERY = "PYTEST_CGROUP_NO_RECOVERY"
-
-
 #: under this name a controller of pytest-xdist tells its workers who it is
 CONTROLLER = "pytest_cgroup_controller"
 
@@ -228,7 +224,7 @@ def _start(fds: list[int], argv: list[str], told: int) -> NoReturn:
         os.set_inheritable(told, False)
         os.closerange(len(fds), told)
         os.closerange(told + 1, os.sysconf("SC_OPEN_MAX"))
-        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", DEBUG) if name in os.environ}
+        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", DEBUG, NO_RECOVERY) if name in os.environ}
         pid = os.posix_spawn(argv[0], argv, {"LC_ALL": "C.UTF-8", **kept})  # no second copy of the page tables
         os.write(told, b"%d" % pid)
     except OSError as error:

@@ -97,6 +97,7 @@ def clean_up(orders: str, others: int, told: set[bytes], rest: bytes) -> None:
     from pytest_cgroup._ownership import Owner
     from pytest_cgroup._process import ProcessId, send_signal
     from pytest_cgroup._recover import (
+        NO_RECOVERY,
         Cleaned,
         below,
         end_processes,
@@ -161,7 +162,8 @@ def clean_up(orders: str, others: int, told: set[bytes], rest: bytes) -> None:
         _tell(f"{who} was killed, and left behind, now killed: {cleaned}")
     if session is not None and not others:
         try:
-            workers = end_workers(session, tuple(asked["enabled"]), INNER_SECONDS, PATIENCE_SECONDS)
+            beside = None if os.environ.get(NO_RECOVERY) else PATIENCE_SECONDS
+            workers = end_workers(session, tuple(asked["enabled"]), INNER_SECONDS, beside)
         except (OSError, CgroupError) as error:
             cleaned.left["the sessions of workers"] = str(error)
         else:

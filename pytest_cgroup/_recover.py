@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ._ownership import Owner
     from ._process import ProcessId
 
+#: set by tests that run beside tests of recovery: what those leave is not theirs to clean up
+NO_RECOVERY = "PYTEST_CGROUP_NO_RECOVERY"
 _SIGSTOP = 19
 #: how long a killed process may take to be gone: more is uninterruptible sleep
 _KILL_SECONDS = 10.0
@@ -98,18 +100,21 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
         _end_directory(tree, enabled, spared, cleaned)
 
 
-def end_workers(session: Cgroup, enabled: tuple[str, ...], inner_seconds: float, beside_seconds: float) -> Cleaned:
+def end_workers(
+    session: Cgroup, enabled: tuple[str, ...], inner_seconds: float, beside_seconds: float | None
+) -> Cleaned:
     """What is left of a dead controller's workers, in its *session* or beside it; at last that session, if it is there.
 
     Their own guards come first, which know what is to be spared. They may take *inner_seconds* for what is in the
-    session, and *beside_seconds* for what is beside it.
+    session, and *beside_seconds* for what is beside it; None: that is left alone.
     """
     deadline = time.monotonic() + inner_seconds
     while _inner_sessions(session) and time.monotonic() < deadline:
         time.sleep(0.01)
     cleaned = Cleaned()
     end_session(trees_of(session), enabled, cleaned)
-    cleaned.killed.update(sweep(session, beside_seconds).killed)
+    if beside_seconds is not None:
+        cleaned.killed.update(sweep(session, beside_seconds).killed)
     return cleaned
 
 

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from pytest_cgroup._guard import NO_RECOVERY
 from pytest_cgroup._host import Host
+from pytest_cgroup._recover import NO_RECOVERY
 from tests.as_user import NoInterpreterError, OrdinaryUser, ordinary_user
 from tests.leftovers import Watch, one_recovery
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_cgroup._guard import NO_RECOVERY
+from pytest_cgroup._recover import NO_RECOVERY
 from tests.e2e.stage import Stage
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_cgroup._guard import NO_RECOVERY, SWITCH
+from pytest_cgroup._guard import SWITCH
+from pytest_cgroup._recover import NO_RECOVERY
 from tests.as_user import OrdinaryUser
 from tests.e2e.inner import HEAD, command
 from tests.e2e.stage import cgroups_of

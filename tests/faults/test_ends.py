@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_cgroup._guard import NO_RECOVERY
+from pytest_cgroup._recover import NO_RECOVERY
 from tests.e2e.inner import HEAD, command, run
 from tests.e2e.stage import SECONDS, Stage, cgroups_of, guards_of
 from tests.e2e.test_endings import limited_cgroup

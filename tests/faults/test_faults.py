@@ -94,4 +94,4 @@ def test_a_wrong_verdict_is_seen(runner: Zygote) -> None:
 @pytest.mark.requires("cgroup")
 def test_what_no_guard_cleans_is_seen(runner: Zygote) -> None:
     run = runner.run(SCENARIOS["guard"], environment={SWITCH: "1"})
-    assert complaints(SCENARIOS["guard"], run, None) == ["was to be cleaned"]
+    assert complaints(SCENARIOS["guard"], run, None) == ["was to be cleaned"], run
