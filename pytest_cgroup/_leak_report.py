@@ -50,7 +50,7 @@ class LeakReport:
         self._config.hook.pytest_runtest_logreport(report=report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "teardown" and not hasattr(self._config, "workerinput"):
+        if report.user_properties and report.when == "teardown" and not hasattr(self._config, "workerinput"):
             self._leaks += leaks_in_place(report)
 
     @pytest.hookimpl(optionalhook=True)

@@ -10,6 +10,7 @@ Whatever Python did not start itself is traced to the ancestor that it did.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import shlex
@@ -149,6 +150,8 @@ class Origins:
 
         An audit event tells of a thread since Python 3.12 only, so they are looked at where an owner's time ends.
         """
+        if threading.active_count() == 1:  # which is who asks
+            return
         for thread in threading.enumerate():
             if thread.ident != self._main and thread not in self._threads:
                 module = getattr(getattr(thread, "_target", None), "__module__", None) or type(thread).__module__
@@ -185,15 +188,15 @@ class Origins:
         plumbing: dict[str, None] = {}
         ours = False
         while frame is not None:
-            file = frame.f_code.co_filename
             top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
             if top in ("_pytest", "pluggy"):
                 break
-            if file.startswith(_OURS):
+            whose = _whose(frame.f_code.co_filename)
+            if whose == "ours":
                 ours = True
-            elif not _is_plumbing(file):
+            elif whose == "user":
                 first, outer = first or frame, frame
-            elif _is_installed(file):
+            elif whose == "installed":
                 last = frame
             if first is None:
                 plumbing[top] = None
@@ -293,13 +296,17 @@ def _text(word: object) -> str:
     return os.fsdecode(word) if isinstance(word, str | bytes | os.PathLike) else str(word)
 
 
-def _is_plumbing(file: str) -> bool:
-    return file.startswith(("<", _STDLIB)) or _is_installed(file)
+@functools.lru_cache
+def _whose(file: str) -> str:
+    """Whose code a file is: ``"ours"``, a package's (``"installed"``), the ``"stdlib"``'s, or the ``"user"``'s.
 
-
-def _is_installed(file: str) -> bool:
-    """A package's, and not the standard library's, in whose directory site-packages may lie."""
-    return any(part in file for part in _INSTALLED)
+    Site-packages may lie in the standard library's directory. What has no file is nobody's, like that library.
+    """
+    if file.startswith(_OURS):
+        return "ours"
+    if any(part in file for part in _INSTALLED):
+        return "installed"
+    return "stdlib" if file.startswith(("<", _STDLIB)) else "user"
 
 
 # the hook of this process

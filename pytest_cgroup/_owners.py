@@ -168,6 +168,9 @@ class Book:
 
     def leave(self, owner: Owner) -> None:
         self.flush()
+        self._step_down(owner)
+
+    def _step_down(self, owner: Owner) -> None:
         if self._stack[-1] is owner:
             self._stack.pop()
         elif owner in self._stack:
@@ -187,22 +190,27 @@ class Book:
     def has_left(self, owner: Owner) -> bool:
         return bool(owner.places)
 
-    def flush(self) -> None:
-        """Whoever stands beside pytest belongs to the one whose time it is."""
+    def flush(self, patience: float = 0.0) -> None:
+        """Whoever stands beside pytest belongs to the one whose time it is, once they had *patience* seconds to end."""
         if self.trouble is not None:
             return
-        self._origins.threads_belong_to(self._stack[-1])
-        if self._belongings is not None:
-            self._belongings.look(self._stack[-1])
+        top = self._stack[-1]
         try:
-            _patiently(self._hand_over)
+            _patiently(lambda: self._hand_over(top, patience))
         except (CgroupError, OSError) as error:
             self._give_up(error)
+        self._origins.threads_belong_to(top)
+        if self._belongings is not None:
+            self._belongings.look(top)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, owner: Owner, patience: float) -> None:
         self._fetch_from_server()
-        if self.ground.crowded() and self.ground.others():
-            self._stack[-1].places.append(self.ground.hand_over())
+        if not self.ground.crowded():
+            return
+        if patience:
+            settle(lambda: self._suspects(self.ground.others(), owner), patience)
+        if self.ground.others():
+            owner.places.append(self.ground.hand_over())
 
     def _give_up(self, error: Exception) -> None:
         """The ground is taken away under our feet: what has been found is told, and nothing is looked for any more."""
@@ -218,12 +226,8 @@ class Book:
     def end(self, owner: Owner) -> list[Leak]:
         self._held = self._pool = None
         deadline = time.monotonic() + self._settle_seconds
-        try:
-            if self._stack[-1] is owner and owner.judged and _patiently(self.ground.crowded):
-                _patiently(lambda: settle(lambda: self._suspects(self.ground.others(), owner), self._settle_seconds))
-        except (CgroupError, OSError) as error:
-            self._give_up(error)
-        self.leave(owner)
+        self.flush(self._settle_seconds if owner.judged and self._stack[-1] is owner else 0.0)
+        self._step_down(owner)
         owner.ended = True
         self._living.pop(owner, None)
         places, owner.places = owner.places, []
@@ -233,12 +237,13 @@ class Book:
                 leaks[:0] = self._clear(place, owner, deadline - time.monotonic())
             except (CgroupError, OSError) as error:
                 self._give_up(error)
-        try:
-            _patiently(lambda: self._let_be(places))
-        except (CgroupError, OSError) as error:
-            self._give_up(error)
-        if owner.judged and self._belongings is not None and places:
-            self._belongings.look(self._nobody)  # the zombies that we made
+        if places:
+            try:
+                _patiently(lambda: self._let_be(places))
+            except (CgroupError, OSError) as error:
+                self._give_up(error)
+            if owner.judged and self._belongings is not None:
+                self._belongings.look(self._nobody)  # the zombies that we made
         return leaks
 
     def _other_things(self, owner: Owner, deadline: float) -> list[Leak]:
@@ -291,8 +296,6 @@ class Book:
 
     def _let_be(self, places: list[Place]) -> None:
         """Whoever still lives there is nobody's; what is empty serves again."""
-        if not places:
-            return
         self._nobody.places += [place for place in places if place not in self._nobody.places]
         for place in [place for place in self._nobody.places if not place.pids()]:
             place.give_back()
