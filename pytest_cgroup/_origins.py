@@ -188,10 +188,9 @@ class Origins:
         plumbing: dict[str, None] = {}
         ours = False
         while frame is not None:
-            top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-            if top in ("_pytest", "pluggy"):
+            whose, top = _whose(frame.f_code.co_filename, str(frame.f_globals.get("__name__", "")))
+            if whose == "pytest":
                 break
-            whose = _whose(frame.f_code.co_filename)
             if whose == "ours":
                 ours = True
             elif whose == "user":
@@ -293,20 +292,25 @@ def _argv(event: str, args: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _text(word: object) -> str:
-    return os.fsdecode(word) if isinstance(word, str | bytes | os.PathLike) else str(word)
+    if isinstance(word, str):
+        return word
+    return os.fsdecode(word) if isinstance(word, bytes | os.PathLike) else str(word)
 
 
 @functools.lru_cache
-def _whose(file: str) -> str:
-    """Whose code a file is: ``"ours"``, a package's (``"installed"``), the ``"stdlib"``'s, or the ``"user"``'s.
+def _whose(file: str, module: str) -> tuple[str, str]:
+    """Whose code it is, and its top-level package.
 
-    Site-packages may lie in the standard library's directory. What has no file is nobody's, like that library.
+    ``"pytest"``, ``"ours"``, ``"installed"`` for a package's, ``"stdlib"`` for that and what has no file, ``"user"``.
     """
+    top = module.partition(".")[0]
+    if top in ("_pytest", "pluggy"):
+        return "pytest", top
     if file.startswith(_OURS):
-        return "ours"
-    if any(part in file for part in _INSTALLED):
-        return "installed"
-    return "stdlib" if file.startswith(("<", _STDLIB)) else "user"
+        return "ours", top
+    if any(part in file for part in _INSTALLED):  # which may lie in the standard library's directory
+        return "installed", top
+    return "stdlib" if file.startswith(("<", _STDLIB)) else "user", top
 
 
 # the hook of this process

@@ -144,10 +144,13 @@ class Session:
         return not hasattr(self.config, "workerinput") and getattr(self.config.option, "dist", "no") != "no"
 
     def _watch_leaks_here(self, report: LeakReport) -> None:
+        from ._leak_teller import LeakTeller
         from ._leaks import LeakWatch
 
         policy = None if self.settings.process_leaks == "off" else self.settings.process_leaks
-        self.config.pluginmanager.register(LeakWatch(self._accounts(), policy, report), "cgroup-leaks")
+        manager = self.config.pluginmanager
+        teller = LeakTeller(policy, report, manager)
+        manager.register(LeakWatch(self._accounts(), policy, report, teller), "cgroup-leaks")
 
     def _accounts(self) -> Accounts:
         """Who owns which process, from now on."""

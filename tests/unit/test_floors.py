@@ -30,7 +30,7 @@ _shared _held _belongings _owners
 
 hookspecs _hooks _seam _coverage _output _config _settings _inside _workshop _verdict _report
 _judge _child _contained _frames _runner _fixtures
-_elsewhere _leak_report _leaks _github _xdist _session plugin
+_elsewhere _leak_report _leak_teller _leaks _github _xdist _session plugin
 """
 FLOORS = tuple(tuple(floor.split()) for floor in _FLOORS.split("\n\n"))
 # These stand above the library's floors and outside the plugin's: they may import what has no pytest in it.
