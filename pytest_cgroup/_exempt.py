@@ -28,6 +28,8 @@ _TRACKERS = (
 #: ours, which ends when nobody is left to ask it
 _LAUNCHER = "*from pytest_cgroup._launcher import main*"
 _INTERPRETERS_OWN = (*_TRACKERS, "*from multiprocessing.forkserver import main*")
+#: the module of those who ask it for processes
+FORK_SERVER = "multiprocessing.popen_forkserver"
 #: what starts helpers of its own by way of these packages
 PLUMBING = frozenset(("xdist",))
 
@@ -114,8 +116,4 @@ def fork_server_children() -> set[int]:
     if not started:
         return set()
     popens: list[Any] = [getattr(process, "_popen", None) for process in list(started)]
-    return {
-        popen.pid
-        for popen in popens
-        if type(popen).__module__ == "multiprocessing.popen_forkserver" and popen.returncode is None
-    }
+    return {popen.pid for popen in popens if type(popen).__module__ == FORK_SERVER and popen.returncode is None}

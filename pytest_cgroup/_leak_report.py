@@ -17,7 +17,7 @@ _OUTPUT = "cgroup_process_leaks"
 
 
 class LeakReport:
-    """The plugin that tells of leaks: in pytest itself, in xdist's controller, and in its workers.
+    """The plugin that tells of leaks at the end of a run, or tells xdist's controller.
 
     Attributes:
         failed: whether the run is to fail for a leak that is no test's.
@@ -33,6 +33,10 @@ class LeakReport:
         self.failed = False
         self.trouble: str | None = None
 
+    def add_told(self, leaks: Iterable[Leak]) -> None:
+        """Leaks that a test's report tells of."""
+        self._leaks += leaks
+
     def add(self, leaks: Iterable[Leak], *, failed: bool = False) -> None:
         """Leaks that no test's report tells of."""
         self._of_no_test += leaks
@@ -43,27 +47,13 @@ class LeakReport:
         if hasattr(self._config, "workerinput"):
             self._late.append((nodeid, location, text, [leak.to_json() for leak in leaks]))
         else:
+            leaks = list(leaks)
             self._log(_error(nodeid, location, text, leaks))
+            self.add_told(leaks)
             self._late_here = True
 
     def _log(self, report: pytest.TestReport) -> None:
         self._config.hook.pytest_runtest_logreport(report=report)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.user_properties and report.when == "teardown" and not hasattr(self._config, "workerinput"):
-            self._leaks += leaks_in_place(report)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        told = getattr(node, "workeroutput", {}).get(_OUTPUT)
-        if not told:
-            return
-        self.add(map(Leak.from_json, told["leaks"]), failed=bool(told["failed"]))
-        self.trouble = self.trouble or told["trouble"]
-        for nodeid, location, text, leaks in told["late"]:
-            report = _error(nodeid, tuple(location), text, map(Leak.from_json, leaks))
-            report.node = node  # type: ignore[attr-defined]  # xdist does so with its own
-            self._log(report)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -100,6 +90,26 @@ class LeakReport:
             terminalreporter.write_line(f"{one_line(owner)} left behind {counted(leaks)}:")
             for leak in leaks:
                 terminalreporter.write_line(f"  {leak_line(leak)}")
+
+
+class ControllerLeakReport(LeakReport):
+    """The same in xdist's controller, which runs no tests, and sees the reports of all."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            self.add_told(leaks_in_place(report))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        told = getattr(node, "workeroutput", {}).get(_OUTPUT)
+        if not told:
+            return
+        self.add(map(Leak.from_json, told["leaks"]), failed=bool(told["failed"]))
+        self.trouble = self.trouble or told["trouble"]
+        for nodeid, location, text, leaks in told["late"]:
+            report = _error(nodeid, tuple(location), text, map(Leak.from_json, leaks))
+            report.node = node  # type: ignore[attr-defined]  # xdist does so with its own
+            self._log(report)
 
 
 def _error(nodeid: str, location: tuple[str, int | None, str], text: str, leaks: Iterable[Leak]) -> pytest.TestReport:

@@ -95,7 +95,8 @@ class LeakTeller:
         for owner, leaks in [pair for pair in self._of_fixtures if pair[0].last is item]:
             self._of_fixtures.remove((owner, leaks))
             troubles.append(tell(item.ihook, "pytest_process_leak", item=item, leaks=tuple(leaks)))
-            _add(report, f"{owner.title} {_verdict.leak_text(leaks)}", leaks, xfail_reason=None)
+            _verdict.add_failure(report, f"{owner.title} {_verdict.leak_text(leaks)}")
+            self._add_to(report, leaks)
         for trouble in filter(None, troubles):
             _verdict.add_failure(report, trouble)
         return report
@@ -108,9 +109,14 @@ class LeakTeller:
             except ContainedWarning:  # -W error
                 pass
             else:
-                report.user_properties.append(_verdict.leaks_as_property(leaks))
+                self._add_to(report, leaks)
                 return
-        _add(report, text, leaks, xfail_reason=_seam.expected_failure(item))
+        _verdict.add_failure(report, text, xfail_reason=_seam.expected_failure(item))
+        self._add_to(report, leaks)
+
+    def _add_to(self, report: pytest.TestReport, leaks: list[Leak]) -> None:
+        report.user_properties.append(_verdict.leaks_as_property(leaks))
+        self._report.add_told(leaks)
 
     def _warn(self, owner: FixtureOwner, leaks: list[Leak]) -> bool:
         """Warn of a fixture; False where warnings are errors."""
@@ -139,9 +145,3 @@ class LeakTeller:
         """``"fail"``, ``"warn"``, ``"ignore"``: killed in every case; or None to let it be."""
         spec = item.stash.get(shared_key, None)
         return self._policy if spec is None else spec.leaks
-
-
-def _add(report: pytest.TestReport, text: str, leaks: list[Leak], *, xfail_reason: str | None) -> None:
-    """A leak is added to the test's own failure and never replaces it."""
-    _verdict.add_failure(report, text, xfail_reason=xfail_reason)
-    report.user_properties.append(_verdict.leaks_as_property(leaks))

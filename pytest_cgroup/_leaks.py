@@ -87,7 +87,7 @@ class LeakWatch:
         return result
 
     def _note_use(self, definitions: list[Any]) -> None:
-        for definition in definitions if self._fixtures else ():
+        for definition in definitions:
             if (fixture := self._fixtures.get(definition)) is not None:
                 fixture.last = self._item
 
@@ -114,7 +114,8 @@ class LeakWatch:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Wrapper:
-        self._note_use(_seam.used_fixtures(item))
+        if self._fixtures:
+            self._note_use(_seam.used_fixtures(item))
         try:
             return (yield)
         finally:

@@ -128,20 +128,23 @@ class Origins:
     def spawned(self, args: tuple[Any, ...], pid: int, before: float, frame: FrameType | None) -> None:
         """A start that has no audit event, with its pid; *before* it the boot was so many seconds ago."""
         words = args[0] if args and isinstance(args[0], list | tuple) else ()
-        origin = self._written_down(tuple(map(_text, words)), frame)
+        origin = self._written_down(_texts(words), frame)
         origin._pid, origin.boottime = pid, before
 
     def _written_down(self, argv: tuple[str, ...], frame: FrameType | None) -> Origin:
-        place, plumbing, ours = self._place(frame)
-        owner = self._owner_here()
+        place, plumbing, ours = self._users(frame)
+        if threading.get_ident() == self._main:
+            owner = self._owner()
+        else:
+            owner = self._owner_of_thread()
+            if place is None:  # a thread that works for the main one, as trio's do: where is that?
+                place, *_ = self._users(sys._current_frames().get(self._main))
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         origin = Origin(place, argv, owner, now, plumbing, ours)
         owner.origins.append(origin)
         return origin
 
-    def _owner_here(self) -> Any:
-        if threading.get_ident() == self._main:
-            return self._owner()
+    def _owner_of_thread(self) -> Any:
         owner = self._threads.get(threading.current_thread())
         return self._owner() if owner is None or owner.ended else owner
 
@@ -150,8 +153,6 @@ class Origins:
 
         An audit event tells of a thread since Python 3.12 only, so they are looked at where an owner's time ends.
         """
-        if threading.active_count() == 1:  # which is who asks
-            return
         for thread in threading.enumerate():
             if thread.ident != self._main and thread not in self._threads:
                 module = getattr(getattr(thread, "_target", None), "__module__", None) or type(thread).__module__
@@ -171,13 +172,6 @@ class Origins:
     def _read(self, slot: int) -> int:
         pid: int = _PID.unpack_from(self._page, slot * _PID.size)[0]
         return pid
-
-    def _place(self, frame: FrameType | None) -> tuple[str | None, tuple[str, ...], bool]:
-        place, plumbing, ours = self._users(frame)
-        if place is None and threading.get_ident() != self._main:
-            # A thread that works for the main one, as trio's do: where is that?
-            place, *_ = self._users(sys._current_frames().get(self._main or 0))
-        return place, plumbing, ours
 
     def _users(self, frame: FrameType | None) -> tuple[str | None, tuple[str, ...], bool]:
         """The innermost frame of the user's on a stack, and the outermost one, which pytest called.
@@ -284,16 +278,17 @@ def new_list() -> deque[Origin]:
 
 def _argv(event: str, args: tuple[Any, ...]) -> tuple[str, ...]:
     if event == "os.system" and args:
-        return ("sh", "-c", _text(args[0]))
+        return _texts(("sh", "-c", args[0]))
     if event in ("subprocess.Popen", "os.posix_spawn") and len(args) > 1:
-        words = args[1]
-        return tuple(map(_text, words)) if isinstance(words, list | tuple) else (_text(words),)
+        return _texts(args[1] if isinstance(args[1], list | tuple) else (args[1],))
     return ()
 
 
+def _texts(words: Iterable[Any]) -> tuple[str, ...]:
+    return tuple([word if isinstance(word, str) else _text(word) for word in words])
+
+
 def _text(word: object) -> str:
-    if isinstance(word, str):
-        return word
     return os.fsdecode(word) if isinstance(word, bytes | os.PathLike) else str(word)
 
 

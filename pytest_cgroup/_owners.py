@@ -11,9 +11,10 @@ import contextlib
 import dataclasses
 import os
 import sys
+import threading
 import time
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from . import _exempt
 from ._held import held_pids
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ._outcome import Leak
     from ._shared import Ground, Place
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _KILL_SECONDS = 10.0
@@ -164,7 +166,8 @@ class Book:
         self.flush()
         self._stack.append(owner)
         self._living[owner] = None
-        self._watch()
+        if owner.judged != self._watching:
+            self._watch(owner.judged)
 
     def leave(self, owner: Owner) -> None:
         self.flush()
@@ -175,15 +178,16 @@ class Book:
             self._stack.pop()
         elif owner in self._stack:
             self._stack.remove(owner)
-        self._watch()
+        if self._stack and self._stack[-1].judged != self._watching:
+            self._watch(self._stack[-1].judged)
 
-    def _watch(self) -> None:
+    def _watch(self, on: bool) -> None:
         """What is started in a time that nobody judges may outlive pytest."""
-        if not self._stack or self._stack[-1].judged == self._watching or self.trouble is not None:
+        if self.trouble is not None:
             return
-        self._watching = self._stack[-1].judged
+        self._watching = on
         try:
-            self.ground.watch(self._watching)
+            self.ground.watch(on)
         except (CgroupError, OSError) as error:
             self._give_up(error)
 
@@ -196,15 +200,17 @@ class Book:
             return
         top = self._stack[-1]
         try:
-            _patiently(lambda: self._hand_over(top, patience))
+            _patiently(self._hand_over, top, patience)
         except (CgroupError, OSError) as error:
             self._give_up(error)
-        self._origins.threads_belong_to(top)
+        if threading.active_count() > 1:
+            self._origins.threads_belong_to(top)
         if self._belongings is not None:
             self._belongings.look(top)
 
     def _hand_over(self, owner: Owner, patience: float) -> None:
-        self._fetch_from_server()
+        if _exempt.FORK_SERVER in sys.modules:
+            self._fetch_from_server()
         if not self.ground.crowded():
             return
         if patience:
@@ -239,7 +245,7 @@ class Book:
                 self._give_up(error)
         if places:
             try:
-                _patiently(lambda: self._let_be(places))
+                _patiently(self._let_be, places)
             except (CgroupError, OSError) as error:
                 self._give_up(error)
             if owner.judged and self._belongings is not None:
@@ -272,7 +278,7 @@ class Book:
 
     def _clear(self, place: Place, owner: Owner, patience: float) -> list[Leak]:
         me = os.getpid()
-        found, leaks = _patiently(lambda: self._look(place, owner, patience))
+        found, leaks = _patiently(self._look, place, owner, patience)
         if found:
             ours = {pid for pid in found if _parent(pid) == me}
             with contextlib.suppress(OSError):
@@ -343,11 +349,11 @@ class Book:
         return owner.places[0]
 
 
-def _patiently(what: Callable[[], T]) -> T:
+def _patiently(what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Once more, and once again, before it is given up: the kernel may be short of something for a moment."""
     for left in range(_TRIES, 0, -1):
         try:
-            return what()
+            return what(*args, **kwargs)
         except (CgroupError, OSError):
             if left == 1:
                 raise

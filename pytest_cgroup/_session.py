@@ -131,9 +131,9 @@ class Session:
         plugins = self.config.pluginmanager
         if plugins.has_plugin("cgroup-leak-report"):
             return
-        from ._leak_report import LeakReport
+        from ._leak_report import ControllerLeakReport, LeakReport
 
-        report = LeakReport(self.config)
+        report = ControllerLeakReport(self.config) if self._is_controller else LeakReport(self.config)
         if not self._is_controller:
             self._watch_leaks_here(report)
         plugins.register(report, "cgroup-leak-report")

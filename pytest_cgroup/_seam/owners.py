@@ -64,6 +64,8 @@ def set_up_around(item: pytest.Item, before: Callable[[pytest.Collector], Any], 
     A package's does: it calls the setup_module of its __init__.py, and that is no fixture.
     """
     active = item.session._setupstate.stack
+    if item.parent in active:  # and so is who stands above
+        return
     for node in item.listchain()[:-1]:
         if node not in active and type(node).setup is not pytest.Item.setup and isinstance(node, pytest.Collector):
             _wrap_setup(node, before, after)
