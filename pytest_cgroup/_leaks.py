@@ -103,14 +103,13 @@ class LeakWatch:
             self._book.leave(owner)
             self._others.append(owner)
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if self._test is not None and self._test.ended:  # a rerun
             self._test = self._owner_of(item)
             self._book.enter(self._test)
         if self._book.here:
             _seam.set_up_around(item, self._before_package, self._book.leave)
-        return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Wrapper:

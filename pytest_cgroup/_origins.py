@@ -90,9 +90,13 @@ class Origins:
     Args:
         owner: who owns this moment, in this thread.
         root: paths below it are shown relative to it.
+
+    Attributes:
+        count: how many starts have been written down.
     """
 
     def __init__(self, owner: Callable[[], Any], root: str) -> None:
+        self.count = 0
         self._owner = owner
         self._root = root.rstrip(os.sep) + os.sep
         self._main = threading.get_ident()  # pytest's: behind a socket it need not be the main one
@@ -142,6 +146,7 @@ class Origins:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         origin = Origin(place, argv, owner, now, plumbing, ours)
         owner.origins.append(origin)
+        self.count += 1
         return origin
 
     def _owner_of_thread(self) -> Any:

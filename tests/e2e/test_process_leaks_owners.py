@@ -169,6 +169,25 @@ def test_what_belongs_to_no_test(pytester: pytest.Pytester, backend: str, worker
 
 
 @backends
+def test_between_two_tests_it_is_the_sessions(pytester: pytest.Pytester, backend: str) -> None:
+    """A plugin's hook starts it there, also by way of a shell that leaves a daemon which nothing leads back to."""
+    pytester.makeconftest(
+        "import subprocess\n"
+        "def pytest_runtest_logfinish(nodeid):\n"
+        "    if nodeid.endswith('first'):\n"
+        "        open('popen.pid', 'w').write(str(subprocess.Popen(['sleep', '120']).pid))\n"
+        "        subprocess.run(['sh', '-c', '(setsid sleep 120 & echo $!) > daemon.pid'], check=True)\n"
+    )
+    source = "def test_first(): pass\ndef test_second(): pass\ndef test_third(): pass\n"
+    result = watch(pytester, source, f"--cgroup-backend={backend}")
+    text = section(result)
+    assert survivors(pytester) == {}
+    assert "session left behind 2 processes:" in text
+    assert all(f"pid {pid_of(pytester, name)}: sleep 120" in text for name in ("popen", "daemon"))
+    assert (result.ret, result.counts) == (1, {"passed": 3})
+
+
+@backends
 def test_a_child_belongs_to_its_parents_owner(pytester: pytest.Pytester, backend: str) -> None:
     """A server of a session's fixture that starts workers and daemons while tests run keeps them while it lives."""
     server = (
