@@ -113,7 +113,7 @@ class ProcessGround:
         known = self._before.union(*(place.members for place in (*self._places, self._here)))
         found = []
         for pid in children():
-            identity = ProcessId.of(pid)
+            identity = ProcessId.of(pid) or ProcessId.of(pid)  # once more before our own child is taken for hidden
             if identity is None or identity in known or not identity.alive:
                 continue
             if (place := self._ancestral(pid)) is not None:
