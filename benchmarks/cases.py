@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -138,6 +139,29 @@ def shared(rounds: int, tests: int | None) -> None:
             ["", "a test", "more", "ratio", "quartiles", "CPU time", "limit"],
             rows,
         )
+
+
+def turns(rounds: int, tests: int | None) -> None:
+    """The same by turns within one run, four tests with it and four without: what whole runs are too far apart for."""
+    count = tests or 2000
+    head = _SPAWNING.replace("SERVED", "False")
+    spawning = head + "".join(f"def test_{n}(): subprocess.run(['true'], check=True)\n" for n in range(count))
+    arguments = [*plugin_arguments(), "-p", "by_turns", "--process-leaks=warn"]
+    rows = []
+    for name, source, limit in (("empty", _empty_tests(count), 1.6), ("start `true`", spawning, 1.05)):
+        for _ in range(rounds):
+            seconds = json.loads(run(Contender(name, source, arguments)).directory["turns.txt"])
+            plain, ours = (statistics.quantiles(one, n=4) for one in seconds)
+            figures = []
+            for quartile in (1, 0):
+                more, less = ours[quartile], plain[quartile]
+                figures += [f"{(more - less) * 1000:.3f} ms", f"{more / less:.3f}"]
+            rows.append([name, f"{plain[1] * 1000:.3f} ms", *figures, verdict(ours[1] / plain[1], limit)])
+    print_table(
+        f"Leaks looked for in place, by turns in one run, {count} tests, {rounds} runs",
+        ["", "a test, median", "more", "ratio", "of the quick quarter, more", "ratio", "limit"],
+        rows,
+    )
 
 
 def flat(_rounds: int, tests: int | None) -> None:
@@ -332,6 +356,7 @@ CASES: dict[str, Callable[[int, int | None], None]] = {
     "idle": idle,
     "fork": fork,
     "shared": shared,
+    "turns": turns,
     "crowd": crowd,
     "flat": flat,
     "bomb": bomb,

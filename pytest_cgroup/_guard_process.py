@@ -168,7 +168,7 @@ def clean_up(orders: str, others: int, told: set[bytes], rest: bytes) -> None:
             cleaned.left["the sessions of workers"] = str(error)
         else:
             if workers.killed:
-                _tell(f"{who} was killed, and its workers, and left behind, now killed: {workers}")
+                _tell(f"{who} was killed; its workers, or dead runs beside it, left behind, now killed: {workers}")
             for tree in trees_of(session):
                 cleaned.left.pop(tree.path, None)  # it was tried again
             cleaned.left.update(workers.left)
