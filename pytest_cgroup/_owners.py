@@ -242,6 +242,7 @@ class Book:
 
     def end(self, owner: Owner) -> list[Leak]:
         self._held = self._pool = None
+        count = self._origins.count
         deadline = time.monotonic() + self._settle_seconds
         self.flush(self._settle_seconds if owner.judged and self._stack[-1] is owner else 0.0)
         self._step_down(owner)
@@ -261,7 +262,7 @@ class Book:
                 self._give_up(error)
             if owner.judged and self._belongings is not None:
                 self._belongings.look(self._nobody)  # the zombies that we made
-        self._count_at_end = self._origins.count if len(self._stack) == 1 else -1
+        self._count_at_end = count if len(self._stack) == 1 else -1
         return leaks
 
     def _other_things(self, owner: Owner, deadline: float) -> list[Leak]:
