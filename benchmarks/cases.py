@@ -154,8 +154,8 @@ def turns(rounds: int, tests: int | None) -> None:
             plain, ours = (statistics.quantiles(one, n=4) for one in seconds)
             figures = []
             for quartile in (1, 0):
-                more, less = ours[quartile], plain[quartile]
-                figures += [f"{(more - less) * 1000:.3f} ms", f"{more / less:.3f}"]
+                watched, alone = ours[quartile], plain[quartile]
+                figures += [f"{(watched - alone) * 1000:.3f} ms", f"{watched / alone:.3f}"]
             rows.append([name, f"{plain[1] * 1000:.3f} ms", *figures, verdict(ours[1] / plain[1], limit)])
     print_table(
         f"Leaks looked for in place, by turns in one run, {count} tests, {rounds} runs",

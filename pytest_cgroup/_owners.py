@@ -131,7 +131,7 @@ class Book:
         self._keep_pools = keep_pools
         self._stack = [self.session]
         self._watching = True
-        self._count_at_end = -1
+        self._starts_at_end = -1  # how many were known when the last test ended; -1 once another time has begun
         self._living: dict[Owner, None] = {self.session: None}
         self._nobody = Owner("nobody", judged=False)
         self._from_server: set[int] = set()
@@ -165,11 +165,11 @@ class Book:
 
     def enter(self, owner: Owner) -> None:
         """Between two tests nobody asks twice who stands here, unless Python has started something since the first."""
-        if self._origins.count == self._count_at_end:
+        if self._origins.count == self._starts_at_end:
             self._note(self._stack[-1])
         else:
             self.flush()
-        self._count_at_end = -1
+        self._starts_at_end = -1
         self._stack.append(owner)
         self._living[owner] = None
         if owner.judged != self._watching:
@@ -177,7 +177,7 @@ class Book:
 
     def leave(self, owner: Owner) -> None:
         self.flush()
-        self._count_at_end = -1
+        self._starts_at_end = -1
         self._step_down(owner)
 
     def _step_down(self, owner: Owner) -> None:
@@ -242,7 +242,7 @@ class Book:
 
     def end(self, owner: Owner) -> list[Leak]:
         self._held = self._pool = None
-        count = self._origins.count
+        starts = self._origins.count
         deadline = time.monotonic() + self._settle_seconds
         self.flush(self._settle_seconds if owner.judged and self._stack[-1] is owner else 0.0)
         self._step_down(owner)
@@ -262,7 +262,7 @@ class Book:
                 self._give_up(error)
             if owner.judged and self._belongings is not None:
                 self._belongings.look(self._nobody)  # the zombies that we made
-        self._count_at_end = count if len(self._stack) == 1 else -1
+        self._starts_at_end = starts if len(self._stack) == 1 else -1
         return leaks
 
     def _other_things(self, owner: Owner, deadline: float) -> list[Leak]:

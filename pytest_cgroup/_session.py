@@ -133,8 +133,10 @@ class Session:
             return
         from ._leak_report import ControllerLeakReport, LeakReport
 
-        report = ControllerLeakReport(self.config) if self._is_controller else LeakReport(self.config)
-        if not self._is_controller:
+        if self._is_controller:
+            report: LeakReport = ControllerLeakReport(self.config)
+        else:
+            report = LeakReport(self.config)
             self._watch_leaks_here(report)
         plugins.register(report, "cgroup-leak-report")
 
