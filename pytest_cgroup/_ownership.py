@@ -1,9 +1,10 @@
 """Whose a session is: what proves that a cgroup, or a process, is ours, and whether its pytest still lives.
 
-Theory of operation. A session's cgroup is called ``pytest-cgroup-PID-STARTTIME``, and a directory can have such a name
-by accident. So pytest signs it, with an extended attribute on the directory itself (``user.*`` on cgroups since Linux
-5.7, ``trusted.*`` for root before that): the proof cannot be lost, lie about another directory or outlive it, and
-needs no file anywhere. A directory without it, or of another user, is nobody we know, and is left alone.
+Theory of operation. A session's cgroup is called ``pytest-cgroup-PID-STARTTIME-CHECKSUM``, and anybody can give a
+directory a name. So pytest signs it, with an extended attribute on the directory itself (``user.*`` on cgroups since
+Linux 5.7, ``trusted.*`` for root before that): the proof cannot be lost, lie about another directory or outlive it, and
+needs no file anywhere. A directory without it, or of another user, is nobody we know, and is left alone. But for one
+that has nothing in it: pytest may have been killed before it signed, and the checksum tells that from an accident.
 
 A pid is a number in one pid namespace, and a start time one of a time namespace: the signature says in which two they
 were taken. Who stands in others can say that the owner is dead only from the initial pid namespace, where all processes
@@ -15,6 +16,7 @@ The process backend has no directory to sign. There each contained process gets 
 
 from __future__ import annotations
 
+import binascii
 import errno
 import json
 import os
@@ -38,7 +40,7 @@ UNSIGNED = "nothing proves that pytest-cgroup made it"
 #: in place, where there is no cgroup: `str(Owner)`, a dot, and the number of a place of its
 PLACE = "PYTEST_CGROUP_PLACE"
 _NUMBER = "[0-9]{1,20}"  # as long as the kernel's: anybody may write a longer one, and Python refuses to read it
-_NAME = re.compile(rf"{PREFIX}({_NUMBER})-({_NUMBER})(-{_NUMBER})?")
+_NAME = re.compile(rf"{PREFIX}({_NUMBER})-({_NUMBER})-([0-9a-f]{{8}})(?:-{_NUMBER})?")
 _OWNER = re.compile(rf"({_NUMBER})-({_NUMBER})@({_NUMBER})-({_NUMBER})")
 #: getxattr(2): there is none of that name, or the kernel keeps none
 _NO_ATTRIBUTE = (errno.ENODATA, errno.ENOTSUP)
@@ -111,6 +113,20 @@ def this_process() -> Owner:
         ContainerError: /proc does not say.
     """
     return Owner(ProcessId.own(), _own_namespaces())
+
+
+def session_name(owner: Owner) -> str:
+    """What the session of *owner* is called; its second one has a ``-2`` behind that."""
+    checksum = binascii.crc32(str(owner).encode())
+    return f"{PREFIX}{owner.process.pid}-{owner.process.start_time}-{checksum:08x}"
+
+
+def named_owner(directory: str) -> Owner | None:
+    """Whose the session's cgroup *directory* is by its name alone; None where that was not given in our namespaces."""
+    if (name := _NAME.fullmatch(os.path.basename(directory))) is None:
+        return None
+    owner = Owner(ProcessId(int(name[1]), int(name[2])), _own_namespaces())
+    return owner if session_name(owner).endswith(name[3]) else None
 
 
 def sign(directory: str, enabled: tuple[str, ...] = ()) -> bool:

@@ -3,9 +3,9 @@
 ::
 
     base                      pytest's own cgroup, a scope asked of systemd, or --cgroup-base; never removed
-    └── pytest-cgroup-PID-T   the session: T is the process's start time, so that a dead owner is recognised
-        ├── main              pytest itself, where v2 wants it out of the way
-        └── 1-test_name       a container
+    └── pytest-cgroup-PID-T-C   the session: T is the process's start time, so that a dead owner is recognised
+        ├── main                pytest itself, where v2 wants it out of the way
+        └── 1-test_name         a container
 
 cgroup v2 lets a cgroup give controllers to its children only while no process is in it ("no internal processes"; the
 root is exempt). So on v2 pytest steps into ``main`` and the base's and the session's subtree_control are filled. Other
@@ -32,8 +32,7 @@ from ._kernel_files import mkdir, move_all, read_file, read_words, words, write_
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
 from ._ownership import LEAF as LEAF
-from ._ownership import is_containers, sign
-from ._process import ProcessId
+from ._ownership import is_containers, session_name, sign, this_process
 from ._refusal import refused
 from .exceptions import ContainerError, NotOffered
 
@@ -251,7 +250,7 @@ class Placement:
             self.missing[what] = self.missing["cgroup"] = _lacking.from_refusal(trouble, _lacking.HOW)
             return None
         self._made.append(path)
-        sign(path)  # at once: who is killed between the two leaves what nobody can tell for ours
+        sign(path)  # at once: who is killed between the two leaves what only its name, and its emptiness, speak for
         return path
 
     def _usable_cpuset_v1(self, directory: str) -> bool:
@@ -385,8 +384,7 @@ def _write_when_free(path: str, value: str) -> None:
 
 def _free_name(bases: list[str]) -> str:
     """The session's name; with a number behind it if this process has made one here already."""
-    me = ProcessId.own()
-    name = first = f"{PREFIX}{me.pid}-{me.start_time}"
+    name = first = session_name(this_process())
     number = 1
     while any(os.path.exists(f"{base}/{name}") for base in bases):
         number += 1

@@ -9,7 +9,7 @@ also inside of a dead one, stay as they are.
 
 A session is one, in however many hierarchies: a signature in any of them speaks for the directories of that name in
 the others, where the owner may have been killed before it signed. The signed are removed last, so that this is still
-so when who cleans up is killed.
+so when who cleans up is killed. Where it signed none, its name speaks for what is empty: that is all there is then.
 
 Several may do this at once: a cgroup that is gone, and a process that is gone, is what everybody wants.
 """
@@ -26,7 +26,17 @@ from typing import TYPE_CHECKING
 from ._cgroup import PREFIX, Cgroup
 from ._kernel_files import move_all, read_file, rmdir, words, write_file
 from ._kernel_text import cgroup_mounts, membership, own_directory
-from ._ownership import LEAF, SHARED, UNSIGNED, Signature, is_session, owner_in_place, owner_of, signature
+from ._ownership import (
+    LEAF,
+    SHARED,
+    UNSIGNED,
+    Signature,
+    is_session,
+    named_owner,
+    owner_in_place,
+    owner_of,
+    signature,
+)
 from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
 from .exceptions import CgroupError, ContainerError
 
@@ -318,7 +328,7 @@ def _end_all(sessions: Iterable[tuple[list[Cgroup], tuple[str, ...]]], cleaned: 
 
 def _dead(found: dict[str, list[Cgroup]], cleaned: Cleaned) -> list[tuple[list[Cgroup], tuple[str, ...]]]:
     """For `end_session`, of those *found*; why others are not is told."""
-    sessions = []
+    sessions: list[tuple[list[Cgroup], tuple[str, ...]]] = []
     for trees in reversed(found.values()):  # inner ones first
         signed, unsigned = _by_signature(trees, cleaned)
         dead = []
@@ -330,7 +340,9 @@ def _dead(found: dict[str, list[Cgroup]], cleaned: Cleaned) -> list[tuple[list[C
                 where = "can't be looked at" if told.owner.is_here else "is in another pid or time namespace"
                 cleaned.left[tree.path] = f"its owner {where}, and may live"
         if not signed:
-            cleaned.left.update((tree.path, UNSIGNED) for tree in unsigned)
+            begun = [tree for tree in unsigned if _is_only_begun(tree, cleaned)]
+            sessions += [(begun, ())] if begun else []
+            cleaned.left.update((tree.path, UNSIGNED) for tree in unsigned if tree not in begun)
         elif len(dead) == len(signed):
             enabled = next((told.enabled for _, told in dead if told.enabled), ())
             sessions.append(([*(tree for tree, _ in dead), *unsigned], enabled))
@@ -356,6 +368,12 @@ def _by_signature(trees: list[Cgroup], cleaned: Cleaned) -> tuple[list[tuple[Cgr
         else:
             cleaned.left[tree.path] = told
     return signed, unsigned
+
+
+def _is_only_begun(tree: Cgroup, cleaned: Cleaned) -> bool:
+    """Whether its owner died before signing it: so its name says, and there is nothing in it to say otherwise."""
+    owner = named_owner(tree.path)
+    return bool(owner and owner.is_dead and not _inner(tree.path, cleaned) and not words(f"{tree.path}/cgroup.procs"))
 
 
 # processes without a cgroup

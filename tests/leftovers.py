@@ -3,7 +3,7 @@
 A process of the test is found in three ways, since each has its blind spot: it descends from pytest (an orphan does
 not); it was executed with the test's cookie in its environment (a fork without exec was not, and an environment can be
 cleared); it holds the write end of the test's pipe, which every fork inherits and every exec closes.
-A cgroup is ours by its name, and left behind when no living process owns it (`pytest-cgroup-PID-STARTTIME`).
+A cgroup is ours by its name, and left behind when no living process owns it (`pytest-cgroup-PID-STARTTIME-CHECKSUM`).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _cgroups() -> list[str]:
 
 def _is_owned(path: str) -> bool:
     """Whether the process that the name tells of lives: then the cgroup is a session's, and goes with it."""
-    name = re.fullmatch(rf"{PREFIX}(\d+)-(\d+)(-\d+)?(\.scope)?", os.path.basename(path))
+    name = re.fullmatch(rf"{PREFIX}(\d+)-(\d+)(?:-[0-9a-f]{{8}})?(-\d+)?(\.scope)?", os.path.basename(path))
     if name is None or (name[3] and name[1] == str(os.getpid())):  # a second one in this process is a test's
         return False
     try:

@@ -50,7 +50,7 @@ class Said:
 
 
 def nameless(line: str) -> str:
-    return re.sub(r"pytest-cgroup-\d+-\d+", "pytest-cgroup-PID-T", line)
+    return re.sub(r"pytest-cgroup-\d+-\d+-\w+", "pytest-cgroup-PID-T", line)
 
 
 def doctor(*arguments: str, machine: Sequence[str] = (), **environ: str) -> Said:

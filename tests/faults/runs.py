@@ -49,13 +49,13 @@ class Fault:
     @property
     def kind(self) -> tuple[str, ...]:
         """What it has in common with others: the depth of its process, the call, the file's name, the errno."""
-        subject = re.sub(r"pytest-cgroup-\d+-\d+(-\d+)?", "SESSION", self.subject)
+        subject = re.sub(r"pytest-cgroup-\d+-\d+(-[0-9a-f]{8})?(-\d+)?", "SESSION", self.subject)
         subject = re.sub(r"\d+", "N", subject.removeprefix("/sys/fs/cgroup"))
         where = "SESSION" + subject.rpartition("SESSION")[2] if "SESSION" in subject else subject.rpartition("/")[2]
         return re.sub(r"\d+", "N", self.role), self.call, where, self.errno
 
     def __str__(self) -> str:
-        subject = re.sub(r"pytest-cgroup-\d+-\d+", "SESSION", re.sub(r"/\d+", "/N", self.subject))
+        subject = re.sub(r"pytest-cgroup-\d+-\d+(-[0-9a-f]{8})?", "SESSION", re.sub(r"/\d+", "/N", self.subject))
         return f"{self.role}#{self.number} {self.call}({subject}) {self.errno}"
 
 

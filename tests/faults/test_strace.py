@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.inner import run
+from tests.e2e.inner import Result, run
 from tests.e2e.stage import cgroups_of
 
 _SOURCE = """
@@ -58,29 +59,32 @@ _INJECT = {
 @pytest.mark.requires("cgroup", "pid_ns")
 @pytest.mark.parametrize("what", _INJECT)
 def test_the_kernel_refuses(pytester: pytest.Pytester, strace: str, what: str) -> None:
-    calls, how = _INJECT[what]
-    log = pytester.path / "strace.log"
-    prefix = (
-        strace,
-        "-f",
-        "-E",
-        "PYTHONDONTWRITEBYTECODE=1",  # what is refused shall be ours
-        "--seccomp-bpf",
-        "-qq",
-        "-o",
-        str(log),
-        "-e",
-        f"trace={calls}",
-        "-e",
-        f"inject={calls}:{how}",
-    )
-    result = run(pytester, _SOURCE, prefix=prefix)
-    told = log.read_text(encoding="utf-8", errors="replace")
+    result, told = _injected(pytester, strace, *_INJECT[what], "--seccomp-bpf")
     assert "(INJECTED)" in told, "nothing was refused: the test says nothing"
     assert "pytest_cgroup/" not in re.sub(r"rootdir.*|plugins.*", "", result.text), result.text
     assert _judged(result.junit) == {"test_pass", "test_leak", "test_pid_ns"}, result.text
     assert "test_leak" not in _passed(result.junit), result.text
     assert cgroups_of(int(told.split()[0])) == []
+
+
+@pytest.mark.requires("cgroup")
+@pytest.mark.usefixtures("no_other_recovery")
+def test_killed_before_it_signs_what_it_made(pytester: pytest.Pytester, strace: str) -> None:
+    _, told = _injected(pytester, strace, "setxattr", "signal=KILL:when=1")  # no signal comes with --seccomp-bpf
+    pid = int(told.split()[0])
+    assert len(cgroups_of(pid)) == 1
+    subprocess.run([sys.executable, "-m", "pytest_cgroup", "clean"], check=False, capture_output=True)
+    assert cgroups_of(pid) == []
+
+
+def _injected(pytester: pytest.Pytester, strace: str, calls: str, how: str, *more: str) -> tuple[Result, str]:
+    """A run in which that is done to those calls, and what strace tells of them."""
+    log = pytester.path / "strace.log"
+    # what is refused shall be ours, and no bytecode's
+    options = ("-f", "-E", "PYTHONDONTWRITEBYTECODE=1", *more, "-qq", "-o", str(log))
+    prefix = (strace, *options, "-e", f"trace={calls}", "-e", f"inject={calls}:{how}")
+    result = run(pytester, _SOURCE, prefix=prefix)
+    return result, log.read_text(encoding="utf-8", errors="replace")
 
 
 def _cases(junit: Path) -> list[tuple[str, bool]]:

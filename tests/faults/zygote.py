@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from typing import Any, NoReturn
 
 PREFIX = "pytest-cgroup-"
@@ -81,13 +82,13 @@ def run(asked: dict[str, Any]) -> dict[str, Any]:
     cleaned = False
     if killed and (orphans or cgroups):  # so there was no guard, or it has failed
         cleaned = True
-        _clean()
+        _clean(output, [*cgroups])
         orphans, cgroups = _who_stays(_GUARD_SECONDS), _cgroups_of(hunt.seen)
     answer = {
         "pid": pid,
         "status": status,
         "hung": hung,
-        "orphans": [_command(one) for one in orphans],
+        "orphans": [_described(one) for one in orphans],
         "cgroups": cgroups,
         "cleaned": cleaned,
         "text": _text(output),
@@ -234,13 +235,18 @@ def _reap() -> None:
             pass
 
 
-def _clean() -> None:
-    """What a user would do then, or the next session."""
+def _clean(output: str, cgroups: list[str]) -> None:
+    """What a user would do then, or the next session; what it says of *cgroups*, or dies of, is added to *output*."""
     from pytest_cgroup._recover import clean
 
     if (pid := os.fork()) == 0:
         try:
-            clean()
+            with open(output, "a", encoding="utf-8") as f:
+                try:
+                    left = clean().left
+                    f.writelines(f"clean left {path}: {why}\n" for path, why in left.items() if path in cgroups)
+                except BaseException:
+                    traceback.print_exc(file=f)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -270,11 +276,12 @@ def _kill_all() -> None:
 
 
 def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as f:
-            return f"{pid} {f.read()[:200]!r}"
-    except OSError:
-        return f"{pid} (gone)"
+    return f"{pid} {_text(f'/proc/{pid}/cmdline')[:200]!r}"
+
+
+def _described(pid: int) -> str:
+    """With what it does: its state, and where in the kernel it waits."""
+    return f"{_command(pid)} {_parent_and_state(pid)[1]} {_text(f'/proc/{pid}/wchan')}"
 
 
 def _cgroups_of(pids: set[int]) -> list[str]:
@@ -328,7 +335,7 @@ def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
             return f.read()
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 

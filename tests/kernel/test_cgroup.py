@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -286,7 +287,7 @@ def test_swap_beside_memory(cgroup: Cgroup) -> None:
 def test_a_session_is_named_after_its_owner(session: Cgroup) -> None:
     name = os.path.basename(session.path)
     me = identity(os.getpid())
-    assert name.startswith(f"pytest-cgroup-{me.pid}-{me.start_time}")
+    assert re.fullmatch(rf"pytest-cgroup-{me.pid}-{me.start_time}-[0-9a-f]{{8}}(-\d+)?", name)
 
 
 def test_a_long_text_is_read_whole(cgroup: Cgroup, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
-from pytest_cgroup._ownership import COOKIE, LEAF, Owner, is_session, owner_of, sign, this_process
+from pytest_cgroup._ownership import COOKIE, LEAF, Owner, is_session, owner_of, session_name, sign, this_process
 from pytest_cgroup._placement import Placement
 from pytest_cgroup._process import ProcessId
 from pytest_cgroup._recover import Cleaned, clean, sweep, sweep_processes, trees_of
@@ -27,7 +27,7 @@ from tests.kernel.forked import ORDINARY, forked
 pytestmark = [pytest.mark.requires("cgroup"), pytest.mark.usefixtures("no_other_recovery")]
 attributes = pytest.mark.skipif(not hasattr(os, "listxattr"), reason="Python 3.11 has no attributes with musl")
 #: no process of this kernel has had it: it is above the highest pid
-NOBODY = "pytest-cgroup-99999999-1"
+NOBODY = ProcessId(99999999, 1)
 
 
 @pytest.fixture
@@ -50,6 +50,11 @@ def sleeper(cgroup: Cgroup) -> ProcessId:
     pid = os.posix_spawn("/bin/sleep", ["sleep", "120"], {})
     cgroup.adopt(pid)
     return identity(pid)
+
+
+def named_by(process: ProcessId) -> str:
+    """The session's name, had it been *process* that gave it."""
+    return session_name(Owner(process, this_process().namespaces))
 
 
 def end(process: ProcessId) -> None:
@@ -139,7 +144,7 @@ def test_what_lives_is_not_touched(stage: Cgroup) -> None:
 def test_what_lives_in_a_dead_one_is_not_touched(stage: Cgroup) -> None:
     """A worker of pytest-xdist makes its session in the controller's on cgroup v2."""
     outer, left = die_in(stage)
-    inner = outer.child(f"pytest-cgroup-{os.getpid()}-{identity(os.getpid()).start_time}")
+    inner = outer.child(session_name(this_process()))
     inner.make()
     for directory in inner.directories:
         sign(directory)
@@ -158,7 +163,7 @@ def test_what_lives_in_a_dead_one_is_not_touched(stage: Cgroup) -> None:
 @pytest.mark.parametrize("how", ["unsigned", "garbage", "signed"])
 def test_a_name_proves_nothing(stage: Cgroup, how: str) -> None:
     """The last one is the negative control: signed, and of this namespace, it goes."""
-    made = stage.child(NOBODY)
+    made = stage.child(named_by(NOBODY))
     container = made.child("1-test")
     made.make()
     container.make()
@@ -176,6 +181,27 @@ def test_a_name_proves_nothing(stage: Cgroup, how: str) -> None:
         assert how == "signed" or told.left[made.path] == "nothing proves that pytest-cgroup made it"
     finally:
         end(mine)
+
+
+@pytest.mark.parametrize("what", ["begun", "by accident", "alive", "a child", "a process"])
+def test_an_owner_that_died_before_it_signed(stage: Cgroup, what: str) -> None:
+    """For what is empty the name is enough, if its checksum is right; for anything else it is not."""
+    name = named_by(identity(os.getpid()) if what == "alive" else NOBODY)
+    made = stage.child(name if what != "by accident" else f"{name[:-8]}00000000")
+    made.make()
+    mine = sleeper(made) if what == "a process" else None
+    if what == "a child":
+        made.child("1-test").make()
+    told = swept(stage)
+    if what == "begun":
+        assert (sorted(told.removed), told.left, made.exists) == (sorted(made.directories), {}, False)
+    else:
+        assert made.exists
+        assert told.left == dict.fromkeys(made.directories, "nothing proves that pytest-cgroup made it")
+        if mine:
+            assert mine.alive
+            end(mine)
+        made.remove()
 
 
 @contextlib.contextmanager
@@ -199,7 +225,7 @@ def test_an_owner_in_another_pid_namespace(stage: Cgroup) -> None:
     _, time_ns = this_process().namespaces
     sees_all = os.stat("/proc/self/ns/pid").st_ino == 0xEFFFFFFC  # PROC_PID_INIT_INO
     with another_pid_namespace() as (pid_ns, inner):
-        made = stage.child(f"pytest-cgroup-{inner}-1")
+        made = stage.child(named_by(ProcessId(inner, 1)))
         made.make()
         container = made.child("1-test")
         container.make()
@@ -240,7 +266,7 @@ def test_a_signature_speaks_for_all_hierarchies(stage: Cgroup, proven: bool) -> 
 
 @pytest.mark.usefixtures("signed")
 def test_an_unsigned_one_of_a_session_that_lives(stage: Cgroup) -> None:
-    me = f"pytest-cgroup-{os.getpid()}-{identity(os.getpid()).start_time}"
+    me = session_name(this_process())
     made = stage.child(me)
     made.make()
     try:

@@ -12,7 +12,7 @@ import pytest
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
 from pytest_cgroup._kernel_files import words, write_file
-from pytest_cgroup._ownership import sign
+from pytest_cgroup._ownership import session_name, sign, this_process
 from pytest_cgroup._process import ProcessId
 from pytest_cgroup._recover import Cleaned, clean, sweep
 from pytest_cgroup.exceptions import CgroupError
@@ -46,7 +46,7 @@ def place(host: Host) -> Iterator[Cgroup]:
 @pytest.fixture
 def living(place: Cgroup) -> Iterator[tuple[Cgroup, ProcessId]]:
     """A session of this process's, and who is in it."""
-    session = place.child(f"pytest-cgroup-{os.getpid()}-{identity(os.getpid()).start_time}")
+    session = place.child(session_name(this_process()))
     session.make()
     for directory in session.directories:
         assert sign(directory)
@@ -112,7 +112,7 @@ def test_whose_it_is_can_not_be_read(place: Cgroup, tmp_path: Path) -> None:
     """A session that lives in a dead one, as a worker's of pytest-xdist does, is no container of that."""
     told = tmp_path / "told"
     outer, _ = die_in(place)
-    inner = outer.child(f"pytest-cgroup-{os.getpid()}-{identity(os.getpid()).start_time}")
+    inner = outer.child(session_name(this_process()))
     inner.make()
     for directory in inner.directories:
         assert sign(directory)

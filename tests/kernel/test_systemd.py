@@ -101,7 +101,7 @@ def in_a_scope(said: dict[str, Any]) -> bool:
     """Whether it has moved to a scope of its own, it alone."""
     (before, shell), (inside, shell_then) = said["before"], said["inside"]
     assert shell == shell_then, "the shell was moved"
-    unit = rf"/pytest-cgroup-{said['pid']}-\d+\.scope/pytest-cgroup-{said['pid']}-\d+/main"
+    unit = rf"/pytest-cgroup-{said['pid']}-\d+\.scope/pytest-cgroup-{said['pid']}-\d+-\w{{8}}/main"
     found = re.search(unit, inside) is not None
     assert found or inside == before or inside.startswith(before + "/pytest-cgroup-")
     return found

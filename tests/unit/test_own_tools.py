@@ -73,7 +73,7 @@ def test_an_orphan_is_found(watch: leftovers.Watch, execs: bool) -> None:
 
 def test_a_cgroup_is_found(tmp_path: Path, watch: leftovers.Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     # The naming rule is what is checked; a real cgroup that stays behind would be this test's own leftover.
-    owned = f"pytest-cgroup-{os.getpid()}-{Path('/proc/self/stat').read_text().rpartition(')')[2].split()[19]}"
+    owned = f"pytest-cgroup-{os.getpid()}-{Path('/proc/self/stat').read_text().rpartition(')')[2].split()[19]}-0badcafe"
     unowned = ["pytest-cgroup-1-1", f"pytest-cgroup-{os.getpid()}-1", "pytest-cgroup-x", f"{owned}-2"]
     monkeypatch.setattr(leftovers, "_cgroups", lambda: [f"/cg/{name}" for name in [owned, *unowned]])
     assert watch.finish() == sorted(f"cgroup /cg/{name}" for name in unowned)
