@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ._daemon import Daemon
     from ._events import Event
     from ._library import ContainedFactory, Container, containers
+    from ._network import Network
     from ._outcome import Leak, Outcome, Usage
-    from ._ports import Network
     from ._run import Completed
     from ._slice import Slice
     from ._spec import Spec
@@ -59,7 +59,7 @@ _LATER = {
     "Daemon": "_daemon",
     "Event": "_events",
     "Leak": "_outcome",
-    "Network": "_ports",
+    "Network": "_network",
     "Outcome": "_outcome",
     "Slice": "_slice",
     "Spec": "_spec",

@@ -154,7 +154,7 @@ class Scene:
         self.instance = instance
         self.log = log
         self.log_from = 0 if instance is None else instance.log_from
-        self.own_network = life.spec.net_ns
+        self.own_network = life.has_own_network
         self.network_of: int | str = life.network_of
 
     def family(self) -> list[int] | None:

@@ -173,6 +173,8 @@ def _answer(
             _forward(message, fds)
         trace("fork: a forwarder of ports %s: pid %d", message["forward"], pid)
         return {"pid": pid}
+    if "bridge" in message:
+        return {"refused": _refused_bridge()}
     global _pid_1_is_to_come
     return _fork_program(message, fds, told_of)
 
@@ -218,8 +220,22 @@ def _import_what_is_needed(message: dict[str, Any]) -> None:
     """Here, once, and not in every process that is forked, which may see other files."""
     if "namespaces" in message or message.get("entry"):
         from . import _identity, _namespaces, _process  # noqa: F401
+    if message.get("network") or "bridge" in message:
+        from . import _veth  # noqa: F401
     if "forward" in message:
         from . import _forwarder  # noqa: F401
+
+
+def _refused_bridge() -> str | None:
+    """Make this launcher's network one in which each container has an address; why there is none."""
+    from ._veth import make_bridge
+    from .exceptions import ContainerError
+
+    try:
+        make_bridge()
+    except ContainerError as error:
+        return told(error)
+    return None
 
 
 def _forward(message: dict[str, Any], fds: list[int]) -> NoReturn:
@@ -282,10 +298,10 @@ def _be_a_containers(message: dict[str, Any], sock: socket.socket) -> NoReturn:
 
 def _enter(message: dict[str, Any]) -> int | None:
     """Step into all the namespaces that are asked for; the pid of the init, where there is one."""
-    from ._namespaces import Namespaces, enter_user_namespace, join_network, set_up, unshare_pid
+    from ._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
 
     global _pid_1_is_to_come
-    shares_user_ns = message["network_of"] is not None and join_network(message["network_of"])
+    shares_user_ns = message["network"] is not None and _enter_network(*message["network"])
     if message["user_ns"] and not shares_user_ns:
         enter_user_namespace(uid=os.getuid(), gid=os.getgid())
     namespaces = Namespaces(**message["namespaces"])
@@ -299,6 +315,17 @@ def _enter(message: dict[str, Any]) -> int | None:
     set_up(dataclasses.replace(namespaces, new_proc=False))
     _pid_1_is_to_come = True
     return None
+
+
+def _enter_network(pid: int, number: int | None) -> bool:
+    """Step into the network of *pid*, with a device of that number there; whether a user namespace came along."""
+    from ._namespaces import join_network
+    from ._veth import attach
+
+    shares_user_ns = join_network(pid)
+    if number is not None:
+        attach(number)
+    return shares_user_ns
 
 
 def _fork_init(namespaces: Any) -> int:

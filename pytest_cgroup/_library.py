@@ -21,7 +21,8 @@ from ._call import call
 from ._commands import Commands
 from ._left import complain
 from ._life import Life
-from ._ports import Network, parse_ports
+from ._network import Network
+from ._ports import parse_ports
 from ._run import Completed
 from ._slice import Slice
 from ._station import living
@@ -61,7 +62,7 @@ class Container:
         name: becomes part of a directory's name, and of messages.
         ports: TCP ports to be published at 127.0.0.1, ``{8080: 0}``: the one inside, and the one outside, 0 for any
             that is free. It takes a network of its own, and brings ``net_ns``; see `ports`.
-        network: the private network that it shares with others, instead of one of its own.
+        network: the private network that it shares with others, instead of one of its own; see `address`.
         init: PID 1 of its pid namespace, where it has one, is a process of ours, which reaps orphans; without it the
             first program is PID 1, gets no signal that it has no handler for, and takes everything along when it ends.
         slice: the parent that it has in common with others, a `Slice`, or the name of one; of one that nobody has made,
@@ -389,6 +390,12 @@ class Container:
         A connection to it is accepted at once, and reset if nobody listens inside, at 127.0.0.1 or ::1.
         """
         return getattr(self._life, "ports", {})
+
+    @property
+    def address(self) -> str | None:
+        """Where the others of its `Network` reach what listens in it; None while it is in none."""
+        seat = getattr(self._life, "seat", None)
+        return None if seat is None else seat.address
 
     @property
     def limits(self) -> dict[str, str]:

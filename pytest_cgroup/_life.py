@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
     from ._backends import Tree
     from ._forked import Forked
+    from ._network import Network
     from ._popen import Launcher, Popen
-    from ._ports import Network, Published
+    from ._ports import Published
     from ._spec import Spec
     from .exceptions import DaemonError
 
@@ -107,7 +108,8 @@ class Life:
         station = _station.station()
         host, self._backend = station.backend(backend)
         refuse_what_is_missing(self._backend, spec, "contained")
-        network_of = None if network is None else network.pid
+        self.seat = None if network is None else network.seat()
+        self.has_own_network = spec.net_ns or network is not None
         self._published: Published | None = None
         self.tree: Tree = self._backend.create(spec, station.next_name(safe_name(name)))
         try:
@@ -118,7 +120,7 @@ class Life:
                 tree=self.tree,
                 own=self._backend.needs_reaper or not init,
                 announce=host.announce,
-                network_of=network_of,
+                seat=self.seat,
                 init=init,
             )
             if ports:
@@ -184,7 +186,7 @@ class Life:
     @property
     def network_of(self) -> int | str:
         """A process, by its name in /proc, that is in its network."""
-        return self._spawner.launcher().pid if self.spec.net_ns else "self"
+        return self._spawner.launcher().pid if self.has_own_network else "self"
 
     def supervised_by(self, make: Callable[[], Supervised]) -> Supervised:
         """Its daemons; *make* is called for the first of them."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Identity",
     "Namespaces",
+    "bring_up",
     "drop_privileges",
     "enter_user_namespace",
     "follow",
@@ -235,7 +236,7 @@ def set_up(ns: Namespaces) -> None:
             socket.sethostname(ns.hostname)
     if ns.net:
         with step("can't bring up the loopback device", "SIOCSIFFLAGS", "lo", loopback_remedy):
-            _loopback_up()
+            bring_up("lo")
     if ns.time:  # unshare moves only children to a new time namespace
         with step("can't enter the new time namespace", "setns", "/proc/self/ns/time_for_children"):
             _setns("/proc/self/ns/time_for_children", sc.CLONE_NEWTIME)
@@ -427,12 +428,12 @@ def _working_directory() -> str | None:
         return None
 
 
-def _loopback_up() -> None:
-    """What `ip link set lo up` does; IPv4 and IPv6 addresses come with it (netdevice(7))."""
+def bring_up(device: str) -> None:
+    """What `ip link set DEVICE up` does; with "lo" IPv4 and IPv6 addresses come with it (netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        request = struct.pack("16sH22x", b"lo", 0)  # struct ifreq
+        request = struct.pack("16sH22x", device.encode(), 0)  # struct ifreq
         (flags,) = struct.unpack_from("H", fcntl.ioctl(s, _SIOCGIFFLAGS, request), 16)
-        fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
+        fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", device.encode(), flags | _IFF_UP))
 
 
 def _setns(path: str, kind: int) -> None:

@@ -35,6 +35,8 @@ if sys.platform == "linux":  # the package imports elsewhere, too
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ._veth import Seat
+
 # It takes the package's modules without the package's own __init__, which imports what a launcher has no use for.
 _BOOTSTRAP = """
 import sys, types
@@ -127,12 +129,12 @@ class Launcher:
         *,
         user_ns: bool,
         own: bool,
-        network_of: int | None = None,
+        seat: Seat | None = None,
         init: bool = True,
     ) -> tuple[Launcher, int | None]:
         """A launcher for one container, in *namespaces*, and its init's pid; *own*: see `_launcher`.
 
-        *network_of* is a process whose network it joins; without *init* its first program is PID 1.
+        *seat* is its place in a network; without *init* its first program is PID 1.
 
         Raises:
             ContainerError: it could not enter one.
@@ -144,7 +146,7 @@ class Launcher:
                     "namespaces": namespaces,
                     "user_ns": user_ns,
                     "own": own,
-                    "network_of": network_of,
+                    "network": None if seat is None else (seat.network_of, seat.number),
                     "init": init,
                 }
                 pid = self.ask(asked, [theirs.fileno()])["pid"]

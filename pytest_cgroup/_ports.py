@@ -1,9 +1,8 @@
-"""TCP ports of a container published outside of it, and a network that several share: the side of who asks."""
+"""TCP ports of a container published outside of it: the side of who asks."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import select
 import signal
@@ -11,23 +10,20 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _station
 from ._forwarder import READY
-from ._namespaces import Namespaces
+from ._network import Network
 from ._process import send_signal
 from ._trace import trace
-from .exceptions import ContainerError, NotOffered, SpecError
+from .exceptions import ContainerError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from ._popen import Launcher
 
 _WHERE = "Container"
 _LARGEST = 65535
 _OUTSIDE = "127.0.0.1"
-_NET = frozenset(("net_ns",))
 
 
 def parse_ports(asked: Mapping[int, int] | None, spec: dict[str, Any], network: Network | None) -> dict[int, int]:
@@ -128,92 +124,3 @@ def _listen(inside: int, outside: int) -> socket.socket:
             errno=error.errno,
             remedy="0 takes any port that is free",
         ) from error
-
-
-class Network:
-    """A private network with loopback and nothing else, for several containers: ``Container(network=network)``.
-
-    What listens in one of them is reached from the others at 127.0.0.1 and ::1, and from nowhere else, unless
-    ``ports`` publishes it: it is one network namespace (network_namespaces(7)). A context manager; containers that are
-    in it when it ends keep it until they end, and it takes in no more.
-
-    Where this process has no privilege, it stands in a user namespace, which its containers share.
-
-    Args:
-        name: what messages call it.
-    """
-
-    def __init__(self, *, name: str = "network") -> None:
-        self.name = name
-        self._holder: Launcher | None = None
-        self._owner = os.getpid()
-
-    def __repr__(self) -> str:
-        return f"<Network {self.name} ({'not live' if self._holder is None else 'live'})>"
-
-    def __enter__(self) -> Network:
-        """Make it, unless it is there already."""
-        return self if self._holder is not None else self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self) -> Network:
-        """Make it.
-
-        Raises:
-            NotOffered: this host gives no network namespace; the reason and the remedy are named.
-            ContainerError: it was made already, or the kernel refused something.
-        """
-        if self._holder is not None:
-            raise ContainerError(f"network {self.name} was started already", operation="start")
-        station = _station.station()
-        host, _ = station.backend("auto")
-        if not (offered := host.capability("net_ns")).offered:
-            why = f"network: this host can't honour net_ns: {offered.reason} ({offered.remedy})"
-            raise NotOffered(why, missing=("net_ns",))
-        namespaces = dataclasses.asdict(Namespaces(net=True))
-        user_ns = host.needs_user_namespace(_NET)
-        self._holder, _ = station.launcher().branch(namespaces, user_ns=user_ns, own=False)
-        self._owner = os.getpid()
-        station.begins(self)
-        return self
-
-    @property
-    def pid(self) -> int:
-        """A process that is in it, and in no container.
-
-        Raises:
-            ContainerError: it is not live, or was made by another process.
-        """
-        if self._holder is None:
-            remedy = "use it inside `with`, or call start()"
-            raise ContainerError(f"network {self.name} is not live", operation="network", remedy=remedy)
-        if self._owner != os.getpid():
-            why, remedy = "was made by another process", "make one here"
-            raise ContainerError(f"network {self.name} {why}", operation="network", remedy=remedy)
-        return self._holder.pid
-
-    def close(self) -> None:
-        """End it. Idempotent."""
-        holder, self._holder = self._holder, None
-        if holder is not None and self._owner == os.getpid():
-            holder.close()
-            _station.station().is_over(self)
-
-    # what the station of this process asks of all that lives
-
-    def helpers(self) -> set[int]:
-        """:meta private:"""
-        return set() if self._holder is None else {self._holder.pid}
-
-    def forget(self) -> None:
-        """:meta private:"""
-        if self._holder is not None:
-            self._holder.forget()
-
-    def end(self, grace: float) -> None:
-        """:meta private:"""
-        self.close()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._host import Host
     from ._popen import Launcher
     from ._spec import Spec
+    from ._veth import Seat
 
 _REAP_SECONDS = 1.0
 _SUMMED = ("user_seconds", "system_seconds", "read_bytes", "write_bytes")
@@ -37,7 +38,7 @@ class Spawner:
             or a tree to be held, that makes another one.
         own: the launcher has to stand above the tree.
         announce: tells of who stands above a tree: of the process with a pid, or of this one.
-        network_of: a process whose network the container joins.
+        seat: its place in the network that it shares with others.
         init: its pid namespace has an init; without, the first program is PID 1.
 
     Raises:
@@ -53,7 +54,7 @@ class Spawner:
         tree: Tree,
         own: bool,
         announce: Callable[..., None],
-        network_of: int | None = None,
+        seat: Seat | None = None,
         init: bool = True,
     ) -> None:
         self._tree = tree
@@ -76,10 +77,10 @@ class Spawner:
         self._first = first
         #: the container's own launcher, where it has one
         self.branch: Launcher | None = None
-        self._in_namespaces = namespaces.any or user_ns or network_of is not None
+        self._in_namespaces = namespaces.any or user_ns or seat is not None
         if own or self._in_namespaces:
             self.branch, pid_1 = first().branch(
-                dataclasses.asdict(namespaces), user_ns=user_ns, own=own, network_of=network_of, init=init
+                dataclasses.asdict(namespaces), user_ns=user_ns, own=own, seat=seat, init=init
             )
             tree.held_by(self.branch.pid, frozenset(() if pid_1 is None else (pid_1,)))
             if own:

@@ -10,8 +10,8 @@ from tests.kernel.contain import PROGRAMS
 pytestmark = pytest.mark.requires("net_ns")
 _SOURCE = f"""
 import pytest_cgroup
-def serve(container, name):
-    argv = [sys.executable, {str(PROGRAMS / "tcp_server.py")!r}, "127.0.0.1", "8080", name]
+def serve(container, name, address="127.0.0.1"):
+    argv = [sys.executable, {str(PROGRAMS / "tcp_server.py")!r}, address, "8080", name]
     server = container.popen(argv, stdout=subprocess.PIPE)
     assert server.stdout.readline() == b"ready\\n"
 def ask(port):
@@ -39,9 +39,9 @@ def test_forked(contained_factory, server, n):
 def test_network(contained_factory):
     with pytest_cgroup.Network() as network:
         one, two = contained_factory(network=network), contained_factory(network=network)
-        serve(one, "shared")
-        client = ["python3", "-c", "import socket; c = socket.create_connection(('127.0.0.1', 8080)); "
-                  "c.sendall(b'name\\\\n'); print(c.recv(9).decode())"]
+        serve(one, "shared", one.address)
+        client = ["python3", "-c", "import socket, sys; c = socket.create_connection((sys.argv[1], 8080)); "
+                  "c.sendall(b'name\\\\n'); print(c.recv(9).decode())", one.address]
         assert two.run(client, capture_output=True, text=True).stdout == "shared\\n"
 """
 

@@ -11,15 +11,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
 import pytest
 
 import pytest_cgroup
-from pytest_cgroup import Container, ContainerError, Network, SpecError, _forwarder, _station
+from pytest_cgroup import Container, ContainerError, Network, NotOffered, SpecError, _forwarder, _station
 from pytest_cgroup._guard import SWITCH
+from pytest_cgroup._popen import Launcher
+from tests.conftest import not_offered
 from tests.kernel.contain import DEADLINE_SECONDS, MB, PROGRAMS, descriptors
 
 pytestmark = pytest.mark.requires("net_ns")
@@ -373,9 +377,20 @@ def network_of(container: Container) -> str:
     return str(done.stdout)
 
 
+@pytest.fixture(params=[True, False], ids=["veth", "shared"])
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """One in which each has an address, and one in which all have the same."""
+    try:
+        network = Network(veth=request.param).start()
+    except NotOffered as why:
+        not_offered("veth", str(why))
+    with network:
+        yield network
+
+
 _CLIENT = """
 import socket, sys
-with socket.create_connection(("127.0.0.1", 8080), timeout=30) as client:
+with socket.create_connection((sys.argv[1], 8080), timeout=30) as client:
     client.sendall(b"name\\n")
     print(client.recv(100).decode())
 """
@@ -383,33 +398,102 @@ with socket.create_connection(("127.0.0.1", 8080), timeout=30) as client:
 
 @pytest.mark.requires("pid_ns", "mount_ns")
 @pytest.mark.parametrize("more", [{}, {"pid_ns": True}, {"user_ns": True}], ids=["plain", "pid_ns", "user_ns"])
-def test_two_containers_on_one_network(backend: str, more: dict[str, Any]) -> None:
+def test_two_containers_on_one_network(backend: str, network: Network, more: dict[str, Any]) -> None:
     with (
-        Network() as network,
         Container(backend=backend, network=network, **more) as one,
         Container(backend=backend, network=network, **more) as two,
         Container(backend=backend, net_ns=True) as alone,
-        serve(one, name="in one"),
+        serve(one, address=str(one.address), name="in one"),
     ):
-        client = [sys.executable, "-c", _CLIENT]
+        client = [sys.executable, "-c", _CLIENT, str(one.address)]
         assert two.run(client, capture_output=True, text=True, check=True).stdout == "in one\n"
-        assert network_of(one) == network_of(two) != network_of(alone)
-        assert network_of(one) != os.readlink("/proc/self/ns/net")
-        assert "ConnectionRefusedError" in alone.run(client, capture_output=True, text=True).stderr
+        assert (network_of(one) == network_of(two)) == (one.address == two.address)
+        assert len({network_of(alone), os.readlink("/proc/self/ns/net") + "\n", network_of(one)}) == 3
+        refused = alone.run(client, capture_output=True, text=True).stderr
+        assert "ConnectionRefusedError" in refused or "Network is unreachable" in refused
+        assert alone.address is None
         if os.geteuid() == 0 or "pid_ns" not in more:
             inside = two.call(lambda: os.readlink("/proc/self/ns/net"))
             assert inside + "\n" == network_of(two)
 
 
-def test_one_of_a_network_is_published(backend: str) -> None:
+def test_each_has_its_port_where_each_has_an_address(backend: str, network: Network) -> None:
+    """The negative control is the network in which all have the same."""
+    with contextlib.ExitStack() as stack:
+        containers = [stack.enter_context(Container(backend=backend, network=network)) for _ in range(3)]
+        addresses = [str(container.address) for container in containers]
+        stack.enter_context(serve(containers[0], address=addresses[0], name=addresses[0]))
+        if len({*addresses}) == 1:
+            with pytest.raises(AssertionError), serve(containers[1], address=addresses[0]):
+                pass
+            return
+        for container, address in zip(containers[1:], addresses[1:], strict=True):
+            stack.enter_context(serve(container, address=address, name=address))
+        for container in containers:
+            client = [[sys.executable, "-c", _CLIENT, address] for address in addresses]
+            told = [container.run(argv, capture_output=True, text=True, check=True).stdout for argv in client]
+            assert told == [f"{address}\n" for address in addresses]
+
+
+def test_a_daemon_of_a_network_is_ready(backend: str, network: Network) -> None:
+    with Container(backend=backend, network=network) as container:
+        argv = [sys.executable, PROGRAMS / "tcp_server.py", str(container.address), "8080", "a"]
+        container.daemon(argv, ready=pytest_cgroup.ready.port(8080))
+
+
+def test_a_device_goes_with_its_container(backend: str, network: Network) -> None:
+    """The other end of each pair is at the bridge, where a new container sees none of it."""
+    with Container(backend=backend, network=network) as one, Container(backend=backend, network=network) as two:
+        assert devices(two) == ({"lo"} if one.address == two.address else {"lo", "eth0"})
+        pid = network.pid
+        before = devices_of(pid)
+        one.destroy()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        gone = before - {"veth1"}
+        while devices_of(pid) != gone and time.monotonic() < deadline:
+            time.sleep(0.01)  # the kernel takes a network namespace down in its own time
+        assert devices_of(pid) == gone
+
+
+def devices(container: Container) -> set[str]:
+    text = container.run(["cat", "/proc/self/net/dev"], capture_output=True, text=True, check=True).stdout
+    return _device_names(text)
+
+
+def devices_of(pid: int) -> set[str]:
+    return _device_names(Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii"))
+
+
+def _device_names(text: str) -> set[str]:
+    return {line.partition(":")[0].strip() for line in text.splitlines()[2:]}
+
+
+def test_a_kernel_without_such_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for them is refused, with the reason; who leaves it open gets one address for all."""
+    really = Launcher.ask
+
+    def ask(self: Launcher, message: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        return {"refused": "no bridge to be had"} if "bridge" in message else really(self, message, fds)
+
+    monkeypatch.setattr(Launcher, "ask", ask)
+    with pytest.raises(NotOffered, match="can't honour veth: no bridge to be had") as raised:
+        Network(veth=True).start()
+    assert raised.value.missing == ("veth",)
+    with Network() as network, Container(network=network) as one, Container(network=network) as two:
+        assert one.address == two.address == "127.0.0.1"
+        assert network_of(one) == network_of(two)
+
+
+def test_one_of_a_network_is_published(backend: str, network: Network) -> None:
     with (
-        Network() as network,
         Container(backend=backend, network=network, ports={8080: 0}) as one,
         Container(backend=backend, network=network, ports={8080: 0}) as two,
-        serve(one),
+        serve(one, name="one"),
+        contextlib.nullcontext() if one.address == two.address else serve(two, name="two"),
     ):
         assert one.ports[8080] != two.ports[8080]
-        assert ask(one.ports[8080], b"name\n") == ask(two.ports[8080], b"name\n") == b"a"
+        assert ask(one.ports[8080], b"name\n") == b"one"
+        assert ask(two.ports[8080], b"name\n") == (b"one" if one.address == two.address else b"two")
 
 
 def test_a_network_that_ended_takes_in_nobody(backend: str) -> None:
