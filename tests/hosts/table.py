@@ -96,4 +96,8 @@ HOSTS: Final[dict[str, Host]] = {
         settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", place="docker-privileged"),
         offers=("root", *V2, *NAMESPACES, "privileged"),
     ),
+    "docker-unconfined": Host(
+        settings=Settings(kernel="uml-6.12", suite="trixie", init="systemd", place="docker-unconfined"),
+        offers=NAMESPACES,
+    ),
 }

@@ -132,12 +132,13 @@ def test_a_container_has_writable_cgroups_only_where_that_is_asked_for() -> None
         assert ("unmask=/sys/fs/cgroup" in script) is writable
 
 
-def test_docker_is_at_its_default_or_privileged() -> None:
-    for place, privileged in (("docker", False), ("docker-privileged", True)):
+def test_docker_is_at_its_default_or_privileged_or_unconfined() -> None:
+    for place, privileged in (("docker", False), ("docker-privileged", True), ("docker-unconfined", False)):
         where = settings.Settings(suite="trixie", init="systemd", place=place)  # type: ignore[arg-type]
         script = job.place_script(where)
         assert script.endswith(" guest /run/guest/command\n")
         assert ("--privileged" in script) is privileged
+        assert (script.count("=unconfined") == 2) is (place == "docker-unconfined")
 
 
 def test_an_image_with_an_engine_is_another_one() -> None:

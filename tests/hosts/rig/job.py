@@ -53,6 +53,7 @@ TMPFS: Final = {"podman": ["--tmpfs=/tmp"], "docker": ["--tmpfs=/tmp:exec"]}
 MORE: Final = {
     "podman-writable": ["--security-opt=unmask=/sys/fs/cgroup"],
     "docker-privileged": ["--privileged"],
+    "docker-unconfined": ["--security-opt=seccomp=unconfined", "--security-opt=systempaths=unconfined"],
 }
 """What is not an engine's default."""
 

@@ -11,7 +11,16 @@ Init = Literal["mini", "systemd"]
 Mode = Literal["v2", "hybrid", "v1"]
 User = Literal["root", "tester"]
 Place = Literal[
-    "scope", "terminal", "service", "session", "root", "podman", "podman-writable", "docker", "docker-privileged"
+    "scope",
+    "terminal",
+    "service",
+    "session",
+    "root",
+    "podman",
+    "podman-writable",
+    "docker",
+    "docker-privileged",
+    "docker-unconfined",
 ]
 Engine = Literal["", "podman", "docker"]
 
@@ -42,8 +51,8 @@ class Settings:
     ``terminal`` (a scope that a shell shares, nothing delegated),
     ``service`` (inside a plain system service), ``session`` (a login session, whose cgroup its user may not write),
     ``podman`` (as root of a rootless container with everything at its default: its cgroups are read-only),
-    ``podman-writable`` (where they are not), ``docker`` (as PID 1 of a container with everything at its default) or
-    ``docker-privileged``.
+    ``podman-writable`` (where they are not), ``docker`` (as PID 1 of a container with everything at its default),
+    ``docker-privileged`` or ``docker-unconfined`` (of system calls and paths, with no privilege more).
 
     Raises ValueError for a combination that the kernels or inits do not offer.
     """
