@@ -2,7 +2,7 @@
 
 ::
 
-    base                      pytest's own cgroup, a scope asked of systemd, or --cgroup-base; never removed
+    base                        pytest's own cgroup, a scope asked of systemd, or --cgroup-base; never removed
     └── pytest-cgroup-PID-T-C   the session: T is the process's start time, so that a dead owner is recognised
         ├── main                pytest itself, where v2 wants it out of the way
         └── 1-test_name         a container

@@ -139,7 +139,7 @@ class _Rtnetlink:
         self._socket.send(header + body)
         answer = self._socket.recv(4096)
         _, kind, *_ = _HEADER.unpack_from(answer)
-        if kind != _ERROR:
+        if kind != _ERROR or len(answer) < _HEADER.size + 4:
             raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
         (number,) = struct.unpack_from("=i", answer, _HEADER.size)
         if number:
