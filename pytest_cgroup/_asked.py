@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ._backends import is_known
 from ._host import LIMIT_FILES
 from ._of_many import total_memory
 from ._spec import FIELDS, Spec, parse_kwargs
@@ -75,8 +76,9 @@ def known_backend(name: str) -> str:
     Raises:
         SpecError: it is none.
     """
-    if name not in ("auto", "cgroup", "process"):
-        raise SpecError("backend", name, "is no backend", where=_WHERE, allowed='"auto", "cgroup" or "process"')
+    if not is_known(name):
+        allowed = '"auto", "cgroup", "process" or "exec:PROGRAM"'
+        raise SpecError("backend", name, "is no backend", where=_WHERE, allowed=allowed)
     return name
 
 

@@ -119,8 +119,7 @@ class Container:
             raise no_fork(error) from error
         self.watched.start()
         try:
-            guard = self._host.guard
-            pid = fork_first(shape, status, guard.announce if guard is not None else lambda: None)
+            pid = fork_first(shape, status, self._announce)
         except (OSError, ContainerError) as error:
             os.close(status_reader)
             os.close(status)
@@ -140,6 +139,11 @@ class Container:
             self.tree.kill(KILL_SECONDS)
             raise no_fork(error) from error
         return False
+
+    def _announce(self) -> None:
+        """In a process above the first one."""
+        self._host.announce()
+        self.tree.admitted()
 
     def refused(self, why: str) -> None:
         """The first process is in, and could not go on from there."""

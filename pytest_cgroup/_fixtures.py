@@ -223,7 +223,7 @@ class Containers:
         host, backend = self._use()
         if host.guard is None:
             controller = getattr(self._config, "workerinput", {}).get(CONTROLLER)
-            watch_over(host, processes=backend.name == "process", controller=controller)
+            watch_over(host, processes=backend.needs_reaper, controller=controller)
         _station.station().lend(host, backend, asked=self._settings.backend)
 
     def end_strays(self) -> None:

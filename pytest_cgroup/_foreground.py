@@ -20,6 +20,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._asked import OF_TESTS
+from ._backends import is_known
 from ._spec import FIELDS
 from .exceptions import CgroupError
 
@@ -58,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 def add_arguments(parser: Parser) -> None:
     """The command's options: its own, and one for each field that a container has."""
     parser.status = OWN_FAILURE
-    parser.add_argument("--cgroup-backend", choices=("auto", "cgroup", "process"), default="auto", help="as pytest's")
+    parser.add_argument("--cgroup-backend", type=_backend, default="auto", metavar="NAME", help="as pytest's")
     parser.add_argument("--usage-json", metavar="FILE", help="write what came of it, a JSON object")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing on stderr of what was used")
     parser.add_argument(
@@ -86,6 +87,12 @@ def add_arguments(parser: Parser) -> None:
         group.add_argument(f"--{field.name.replace('_', '-')}", dest=f"field_{field.name}", **options)
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="after `--`, with its arguments")
     parser.set_defaults(error=parser.error)
+
+
+def _backend(name: str) -> str:
+    if not is_known(name):
+        raise argparse.ArgumentTypeError(f"{name!r}: allowed: auto, cgroup, process, exec:PROGRAM")
+    return name
 
 
 def run(options: argparse.Namespace) -> tuple[int, str]:

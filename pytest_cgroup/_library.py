@@ -58,7 +58,8 @@ class Container:
     """A container: limits, namespaces, and a tree of processes that ends with it. A context manager.
 
     Args:
-        backend: "auto" for the best that works here, "cgroup", or "process" (see the backends' page).
+        backend: "auto" for the best that works here, "cgroup", "process", or "exec:PROGRAM" (see the
+            backends' page).
         name: becomes part of a directory's name, and of messages.
         ports: TCP ports to be published at 127.0.0.1, ``{8080: 0}``: the one inside, and the one outside, 0 for any
             that is free. It takes a network of its own, and brings ``net_ns``; see `ports`.

@@ -171,7 +171,7 @@ class Session:
             raise pytest.UsageError(f"--process-leaks: {error}") from error
         # before pytest stands where all is killed with it: the guard stands beside it
         controller = getattr(self.config, "workerinput", {}).get(CONTROLLER)
-        processes = backend.name == "process"
+        processes = backend.needs_reaper
         unguarded = watch_over(host, processes=processes, controller=controller, in_place=settings.ignore)
         if unguarded is not None:
             self._warn(unguarded)

@@ -20,7 +20,7 @@ from .exceptions import CgroupError
 if TYPE_CHECKING:
     from ._spec import Spec
 
-_BACKENDS = ("auto", "cgroup", "process")
+_BACKENDS = ("auto", "cgroup", "process", "exec:PROGRAM")
 _MISSING = ("skip", "fail", "warn")
 _SCOPE = ("auto", "no")
 _TAKE_OVER = ("no", "yes")
@@ -151,7 +151,7 @@ class Settings:
 
     def __init__(self, config: pytest.Config) -> None:
         self.missing = _one_of(config, "cgroup_missing", _MISSING)
-        self.backend = _one_of(config, "cgroup_backend", _BACKENDS)
+        self.backend = _backend(config)
         self.process_leaks = _one_of(config, "process_leaks", _LEAKS)
         self.ignore = (*config.getini("process_leaks_ignore"), *(config.getoption("process_leaks_ignore") or ()))
         self.also = _also(config)
@@ -165,8 +165,10 @@ class Settings:
         self.slices: dict[str, Spec] = {}
         self.layers: tuple[tuple[str, dict[str, object]], ...] = ()
         self._read_specs(config)
-        if self.base is not None and self.backend == "process":
-            raise pytest.UsageError("--cgroup-base with --cgroup-backend=process: that backend makes no cgroups")
+        if self.base is not None and self.backend not in ("auto", "cgroup"):
+            raise pytest.UsageError(
+                f"--cgroup-base with --cgroup-backend={self.backend}: that backend makes no cgroups"
+            )
         most, where = setting(config, "resource_usage")
         try:
             self.most = _count(most) if most else None
@@ -199,6 +201,12 @@ class Settings:
     def everything(self) -> bool:
         """Whether every test is contained, marker or not."""
         return bool(self.layers)
+
+
+def _backend(config: pytest.Config) -> str:
+    value, _ = setting(config, "cgroup_backend")
+    name, _, program = str(value).partition(":")
+    return str(value) if name == "exec" and program.strip() else _one_of(config, "cgroup_backend", _BACKENDS)
 
 
 def _one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> str:

@@ -82,7 +82,11 @@ class Spawner:
             self.branch, pid_1 = first().branch(
                 dataclasses.asdict(namespaces), user_ns=user_ns, own=own, seat=seat, init=init
             )
-            tree.held_by(self.branch.pid, frozenset(() if pid_1 is None else (pid_1,)))
+            try:
+                tree.held_by(self.branch.pid, frozenset(() if pid_1 is None else (pid_1,)))
+            except BaseException:
+                self.branch.close()
+                raise
             if own:
                 announce(self.branch.pid)
 
@@ -147,12 +151,18 @@ class Spawner:
             entry=self.entry,
             namespaces_of=self.launcher().pid if self._in_namespaces else None,
             reaper=self._own,
-            announce=self._announce,
+            announce=self._announce_above,
         )
         if forked.above:
             self._above.append(forked.pid)
             self._tree.held_by_another(forked.pid)
         return forked
+
+    def _announce_above(self) -> None:
+        """In a process above what is forked."""
+        self._announce()
+        if self._own:
+            self._tree.admitted()
 
     def alive(self) -> list[Popen]:
         """Those that have not ended."""

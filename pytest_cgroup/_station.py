@@ -91,7 +91,7 @@ class Station:
             backend = self._backends[name]
             if not (self._watched or inside):  # inside, the end of that container is all it takes
                 self._watched = True
-                watch_over(self._host, processes=backend.name == "process", name=_program())
+                watch_over(self._host, processes=backend.needs_reaper, name=_program())
             return self._host, backend
 
     def launcher(self) -> Launcher:

@@ -39,7 +39,7 @@ class Workshop:
         self._unguarded: str | None = None
         if not config.option.collectonly:  # here, where file descriptor 2 is still the one that pytest was started with
             controller = getattr(config, "workerinput", {}).get(CONTROLLER)
-            self._unguarded = watch_over(host, processes=backend.name == "process", controller=controller)
+            self._unguarded = watch_over(host, processes=backend.needs_reaper, controller=controller)
         #: in a forked child: what it knows of itself
         self.inside: Inside | None = None
         self.in_step = _seam.shares_terminal(config)

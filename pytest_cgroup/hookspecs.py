@@ -148,7 +148,7 @@ def pytest_cgroup_backend(name: str, host: Offers) -> None:
     A plugin that is registered later is told then. What it raises is a warning: no test is there to take it.
 
     Args:
-        name: ``"cgroup"`` or ``"process"``.
+        name: ``"cgroup"``, ``"process"`` or ``"exec"``.
         host: what this machine offers, each thing tried when it is asked for.
 
     Example::

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from .._spec import Spec
 
 
+#: begins the name of the backend that an outside program is part of
+EXEC = "exec:"
+
+
+def is_known(name: object) -> bool:
+    """Whether a backend is called that, or can be."""
+    if isinstance(name, str) and name.startswith(EXEC):
+        return bool(name.removeprefix(EXEC).strip())
+    return name in ("auto", "cgroup", "process")
+
+
 class Run(NamedTuple):
     """A run of pytest in this process: what it makes containers with, and the name that it asked for that by.
 
@@ -54,6 +65,13 @@ class Tree(Protocol):
 
     def join(self) -> None:
         """In the forked child, before anything else: step into the container."""
+
+    def admitted(self) -> None:
+        """In a process above the container, before it forks the first one in it: wait until it may.
+
+        Raises:
+            ContainerError: it may not.
+        """
 
     def part(self) -> None:
         """In the process that joined, at its end, where it ends soon after: make the next one's join cheap.
@@ -205,6 +223,10 @@ def choose(host: Host, name: str = "auto", slices: Mapping[str, Spec] = MappingP
         raise NotOffered(f"nothing can be contained: {nothing.reason}", remedy=nothing.remedy, missing=("cgroup",))
     if name == "process":
         return ProcessBackend(host, by_name=True)
+    if name.startswith(EXEC):
+        from .containerizer import Containerizer
+
+        return ProcessBackend(host, by_name=True, outside=Containerizer(name.removeprefix(EXEC)))
     cgroup = host.capability("cgroup")
     if cgroup.offered:
         return CgroupBackend(host, slices)

@@ -3,15 +3,19 @@
 The reaper is the container's root: whatever loses its parent in it becomes the reaper's child (prctl(2),
 PR_SET_CHILD_SUBREAPER), so nothing leaves the tree by a double fork or setsid(2). What this rung can't do is said by
 name: memory is watched, not limited; RLIMIT_NPROC counts all processes of a user and is no limit on a container's.
+
+With an outside program that can (`containerizer`), it is the backend ``exec``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
 import time
+from itertools import filterfalse
 from typing import TYPE_CHECKING
 
 from .._outcome import Usage
@@ -23,6 +27,7 @@ from . import missing_identity, missing_namespaces
 if TYPE_CHECKING:
     from .._host import Host
     from .._spec import Spec
+    from .containerizer import Containerizer, Held
 
 _UNENFORCEABLE = ("swap", "memory_high", "pids", "cpu", "cpu_weight", "io", "io_weight", "controls")
 _NEEDS = {
@@ -33,16 +38,30 @@ _WATCH_SECONDS = 0.05
 
 
 class ProcessBackend:
-    """Containers as trees of processes below a reaper."""
+    """Containers as trees of processes below a reaper.
 
-    name = "process"
+    Args:
+        host: what this machine offers.
+        by_name: it was asked for.
+        outside: the program that gives what this does not.
+    """
+
     needs_reaper = True
 
-    def __init__(self, host: Host, *, by_name: bool = False) -> None:
+    def __init__(self, host: Host, *, by_name: bool = False, outside: Containerizer | None = None) -> None:
         self.host = host
+        self.name = "process" if outside is None else "exec"
         self._by_name = by_name
+        self._outside = outside
+
+    def _offers(self, field: str) -> bool:
+        return self._outside is not None and field in self._outside.offers
 
     def describe(self) -> str:
+        if self._outside is not None:
+            lacking = ", ".join(filterfalse(self._offers, _UNENFORCEABLE))
+            more = f" (can't enforce: {lacking})" if lacking else ""
+            return f"process table, and {self._outside}{more}"
         why = re.sub(r" \(\w+ /[^)]*\)", "", self._why.reason)  # a line can't hold the path, too; the doctor does
         weaker = f"memory is watched, not limited; can't enforce: {', '.join(_UNENFORCEABLE)}"
         return f"process table, no cgroup: {why} ({weaker})"
@@ -50,6 +69,8 @@ class ProcessBackend:
     @property
     def _why(self) -> Missing:
         """Why there is no cgroup. Who asked for this backend wants none tried."""
+        if self._outside is not None:
+            return Missing("the containerizer does not take it", "use --cgroup-backend=auto, or another program")
         cgroup = None if self._by_name else self.host.capability("cgroup")
         if cgroup is None or cgroup.offered:
             return Missing("the process backend was asked for", "use --cgroup-backend=auto")
@@ -58,12 +79,12 @@ class ProcessBackend:
     def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
         lacking = missing_namespaces(self.host, spec) + missing_identity(spec)
         why, remedy = self._why.reason, self._why.remedy
-        for field in (*_UNENFORCEABLE, "slice"):
+        for field in filterfalse(self._offers, (*_UNENFORCEABLE, "slice")):
             value = getattr(spec, field)
             if value is None or value == () or value == {} or (field == "swap" and value == 0):
                 continue
             lacking.append((field, Missing(f"{_NEEDS.get(field, 'needs a cgroup')}: {why}", remedy)))
-        if spec.memory is not None and not spec.oom_group:
+        if spec.memory is not None and not spec.oom_group and not self._offers("memory"):
             lacking.append(
                 ("oom_group", Missing("memory is watched here, and over its limit the whole tree ends", remedy))
             )
@@ -71,15 +92,19 @@ class ProcessBackend:
 
     def weaker(self, spec: Spec) -> tuple[str, ...]:
         said = []
-        if spec.memory not in (None, "max"):
+        limited = spec.memory not in (None, "max")
+        if limited and not self._offers("memory"):
             said.append(f"memory: watched every {_WATCH_SECONDS * 1000:.0f} ms, not limited")
-        if spec.cpuset is not None:
+        elif limited and spec.oom_group and not self._offers("oom_group"):
+            said.append("oom_group: an OOM kill may leave the rest of the container alive")
+        if spec.cpuset is not None and not self._offers("cpuset"):
             said.append("cpuset: set as the affinity of the first process, which can change it")
         return tuple(said)
 
     def create(self, spec: Spec, name: str, *, nests: bool = False) -> ProcessTree:
-        memory = spec.memory if isinstance(spec.memory, int) else None
-        return ProcessTree(memory, spec.cpuset)
+        memory = spec.memory if isinstance(spec.memory, int) and not self._offers("memory") else None
+        cpuset = None if self._offers("cpuset") else spec.cpuset
+        return ProcessTree(memory, cpuset, None if self._outside is None else self._outside.launch(spec, name))
 
 
 class ProcessTree:
@@ -87,8 +112,9 @@ class ProcessTree:
 
     oom_fd = None
 
-    def __init__(self, memory: int | None, cpuset: str | None) -> None:
-        self.limits: dict[str, str] = {}
+    def __init__(self, memory: int | None, cpuset: str | None, outside: Held | None = None) -> None:
+        self._outside = outside
+        self.limits: dict[str, str] = {} if outside is None else outside.limits
         self.watch_interval = None if memory is None else _WATCH_SECONDS
         self._memory = memory
         self._cpuset = cpuset
@@ -109,11 +135,17 @@ class ProcessTree:
         if (cpus := self.affinity()) is not None:
             os.sched_setaffinity(0, cpus)
 
+    def admitted(self) -> None:
+        if self._outside is not None:
+            self._outside.wait()
+
     def part(self) -> None:
         """There is nothing to make cheaper."""
 
     def started(self, root: int) -> None:
-        self._root = root
+        first, self._root = not self._root, root  # whoever comes next is below that one
+        if self._outside is not None and first:
+            self._outside.take_in(root)
 
     def doors(self) -> list[int]:
         return []
@@ -125,12 +157,16 @@ class ProcessTree:
         return None if self._cpuset is None else _cpus(self._cpuset)
 
     def held_by(self, root: int, apart: frozenset[int]) -> None:
+        if self._outside is not None:
+            self._outside.take_in(root, waits=False)  # it forks nothing before it is asked to
         self._root, self._apart = root, apart
         self._shares_memory, self._before = False, 0
 
     def held_by_another(self, root: int) -> None:
         if (identity := ProcessId.of(root)) is not None:
             self._others = {one for one in self._others if one.alive} | {identity}
+        if self._outside is not None:
+            self._outside.take_in(root)
 
     def _below(self) -> list[int]:
         """Those below whoever holds them."""
@@ -175,7 +211,9 @@ class ProcessTree:
         self.signal(signal.SIGCONT)
 
     def change(self, spec: Spec) -> None:
-        if spec.memory is not None:
+        if self._outside is not None:
+            self._outside.update(spec)
+        if spec.memory is not None and (self._outside is None or "memory" not in self._outside.offers):
             self._memory = spec.memory if isinstance(spec.memory, int) else None
             self.watch_interval = None if self._memory is None else _WATCH_SECONDS
 
@@ -187,7 +225,7 @@ class ProcessTree:
         peak = self._peak or (
             None if self._memory else final.get("maxrss_bytes")
         )  # 0: it ended before it was looked at
-        return Usage(
+        usage = Usage(
             cpu_user_seconds=final.get("user_seconds"),
             cpu_system_seconds=final.get("system_seconds"),
             memory_peak_bytes=None if peak is None else int(peak),
@@ -195,6 +233,7 @@ class ProcessTree:
             io_write_bytes=_int(final.get("write_bytes")),
             oom_kill=int(self._exceeded) if self._memory is not None else None,
         )
+        return usage if self._outside is None else dataclasses.replace(usage, **self._outside.usage())
 
     def cpu_seconds(self) -> float | None:
         """The living, and what they waited for (proc_pid_stat(5), fields 14 to 17), the reaper's included."""
@@ -222,10 +261,12 @@ class ProcessTree:
         return self._exceeded
 
     def oom(self) -> str | None:
-        return "oom" if self._exceeded else None
+        outside = self._outside is not None and self._outside.usage().get("oom_kill")
+        return "oom" if self._exceeded or outside else None
 
     def remove(self) -> None:
-        """Nothing is left on the host by this backend."""
+        if self._outside is not None:
+            self._outside.destroy()
 
 
 def _memory_bytes(pid: int, inherited: int) -> int:
