@@ -122,7 +122,7 @@ def test_a_leak_is_named_and_killed(pytester: pytest.Pytester, workers: int) -> 
     result = watch(pytester, source, workers=workers)
     assert survivors(pytester) == {}
     assert (result.ret, result.counts) == (1, {"passed": 2, "error": 1})
-    line = rf"pid {pid_of(pytester, 'it')}: sleep 120, sleeping, age \d+ ms, [\d.]+[KM] RSS, in {pytester.path}$"
+    line = rf"pid {pid_of(pytester, 'it')}: sleep 120, sleeping, age [\d.]+ m?s, [\d.]+[KM] RSS, in {pytester.path}$"
     text = result.blocks["ERROR at teardown of test_it"]
     assert text.startswith("left behind, now killed: 1 process (sleep)\n")
     assert re.search(line, text, re.MULTILINE)

@@ -11,7 +11,8 @@ from typing import Final
 
 from .rig.settings import Settings
 
-NAMESPACES: Final = ("user_ns", "pid_ns", "net_ns", "mount_ns", "ipc_ns", "uts_ns", "cgroup_ns")
+# And what goes between two of the network: veth.
+NAMESPACES: Final = ("user_ns", "pid_ns", "net_ns", "mount_ns", "ipc_ns", "uts_ns", "cgroup_ns", "veth")
 V2: Final = (
     *("cgroup", "kill", "freeze", "memory", "swap", "memory_high", "oom_group"),
     *("pids", "cpu", "cpu_weight", "io"),
@@ -19,7 +20,7 @@ V2: Final = (
 SYSTEMD: Final = (*V2, *NAMESPACES, "systemd")  # through a scope of pytest's own, wherever it is started
 # Root of a rootless container is an ordinary user outside: no "root". Part of /proc is masked: no pid_ns. And podman's
 # filter of system calls refuses to set a host name: no uts_ns.
-CONTAINED: Final = ("user_ns", "net_ns", "mount_ns", "ipc_ns", "cgroup_ns")
+CONTAINED: Final = ("user_ns", "net_ns", "mount_ns", "ipc_ns", "cgroup_ns", "veth")
 V1: Final = ("cgroup", "memory", "swap", "pids", "cpu", "cpu_weight", "io")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from .tools import Unavailable, cache, locked, output, require
 
 LOADER: Final = b"/lib64/ld-linux-x86-64.so.2\0"
 LOADER_DESCRIPTOR: Final = 9
-MODULES: Final = ("overlay", "fuse", "autofs4")
+MODULES: Final = ("overlay", "fuse", "autofs4", "llc", "stp", "crc-ccitt", "ipv6", "bridge", "veth")
+"""What a guest loads, in this order: what another one needs comes first."""
+STAMP: Final = json.dumps({"modules": MODULES}) + "\n"
 DECOMPRESSORS: Final[dict[str, tuple[str, ...]]] = {".xz": ("xz", "-dc"), ".zst": ("zstd", "-qdc"), ".ko": ("cat",)}
 
 
@@ -41,7 +44,8 @@ def kernel(name: Kernel) -> KernelFiles:
     """The kernel, downloaded and prepared unless it is in the cache."""
     directory = cache() / "kernel" / name
     with locked():
-        if not (directory / "kernel.json").exists():
+        stamp = directory / "kernel.json"
+        if not stamp.exists() or stamp.read_text() != STAMP:
             prepare(name, directory)
     return KernelFiles(directory)
 
@@ -60,11 +64,11 @@ def prepare(name: Kernel, directory: Path) -> None:
         shutil.copy(libraries / "ld-linux-x86-64.so.2", directory / "lib/ld.so")
         (directory / "linux").write_bytes(with_own_loader((package / "usr/bin/linux.uml").read_bytes()))
         (directory / "linux").chmod(0o755)
-        for module in MODULES:
+        for number, module in enumerate(MODULES):
             for path in package.rglob(f"{module}.ko*"):  # none: it is built in
                 content = output([*DECOMPRESSORS[path.suffix], path])
-                (directory / "mods" / f"{module}.ko").write_bytes(content)
-    (directory / "kernel.json").write_text("{}\n")
+                (directory / "mods" / f"{number}-{module}.ko").write_bytes(content)
+    (directory / "kernel.json").write_text(STAMP)
 
 
 def with_own_loader(program: bytes) -> bytes:
