@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from ._host import nothing_at_all
-from ._recover import Cleaned, clean
+from ._orphans import Cleaned
+from ._recover import clean
 
 if TYPE_CHECKING:
     import argparse

@@ -94,20 +94,10 @@ def clean_up(orders: str, others: int, told: set[bytes], rest: bytes) -> None:
     import time
 
     from pytest_cgroup._cgroup import Cgroup
+    from pytest_cgroup._orphans import Cleaned, below, end_processes, end_reapers, in_place
     from pytest_cgroup._ownership import Owner
     from pytest_cgroup._process import ProcessId, send_signal
-    from pytest_cgroup._recover import (
-        NO_RECOVERY,
-        Cleaned,
-        below,
-        end_processes,
-        end_reapers,
-        end_session,
-        end_workers,
-        in_place,
-        set_free,
-        trees_of,
-    )
+    from pytest_cgroup._recover import NO_RECOVERY, end_session, end_workers, set_free, trees_of
     from pytest_cgroup.exceptions import CgroupError
 
     with contextlib.suppress(OSError):

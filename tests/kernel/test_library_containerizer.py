@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pytest_cgroup
-from pytest_cgroup import Container, ContainerError, NotOffered, SpecError, _station
+from pytest_cgroup import Container, ContainerError, NotOffered, SpecError
 from pytest_cgroup._backends import containerizer
 from pytest_cgroup._ownership import Owner, session_name, this_process
 from pytest_cgroup._process import ProcessId
-from tests.kernel.contain import descriptors
 
+pytestmark = pytest.mark.usefixtures("given_back")
 PROGRAM = Path(__file__).with_name("containerizer.py")
 ROOT = str(Path(pytest_cgroup.__file__).parent.parent)
 #: prints the cgroups that the program has made and the process is in
@@ -47,16 +45,6 @@ class Outside:
     def held(self) -> list[str]:
         """The containers that it has."""
         return [one.name for one in self.state.iterdir() if one.is_dir()]
-
-
-@pytest.fixture(autouse=True)
-def _given_back() -> Iterator[None]:
-    """What the containers of this process share is given back, and nothing stays open."""
-    before = descriptors()
-    yield
-    _station.close()
-    gc.collect()
-    assert {fd for fd in descriptors() if fd not in before} == set(), "descriptors were left open"
 
 
 @pytest.fixture

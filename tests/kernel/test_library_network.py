@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import hashlib
 import os
 import socket
@@ -24,27 +23,10 @@ from pytest_cgroup import Container, ContainerError, Network, NotOffered, SpecEr
 from pytest_cgroup._guard import SWITCH
 from pytest_cgroup._popen import Launcher
 from tests.conftest import not_offered
-from tests.kernel.contain import DEADLINE_SECONDS, MB, PROGRAMS, descriptors
+from tests.kernel.contain import DEADLINE_SECONDS, MB, PROGRAMS
 
-pytestmark = pytest.mark.requires("net_ns")
+pytestmark = [pytest.mark.requires("net_ns"), pytest.mark.usefixtures("given_back")]
 LARGE = 24 * MB
-
-
-@pytest.fixture(autouse=True)
-def _given_back() -> Iterator[None]:
-    """What the containers of this process share is given back, and nothing stays open."""
-    before = descriptors()
-    yield
-    _station.close()
-    gc.collect()
-    assert {fd for fd in descriptors() if fd not in before} == set(), "descriptors were left open"
-
-
-@pytest.fixture(params=[pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend in turn."""
-    name: str = request.param
-    return name
 
 
 @contextlib.contextmanager
@@ -316,7 +298,8 @@ def test_nothing_is_left_when_the_parent_is_killed(backend: str, guard: bool) ->
 #: removes what the run without a guard left, and nothing of anybody else's
 _CLEAN = """
 import os, sys, time
-from pytest_cgroup._recover import _walk, Cgroup, Cleaned, end_session
+from pytest_cgroup._orphans import Cleaned
+from pytest_cgroup._recover import _walk, Cgroup, end_session
 from pytest_cgroup._kernel_files import read_file
 from pytest_cgroup._kernel_text import cgroup_mounts
 for mount in sorted(cgroup_mounts(read_file("/proc/self/mountinfo")), key=lambda mount: -mount.version):

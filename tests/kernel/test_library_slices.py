@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from pytest_cgroup import Container, ContainerError, NotOffered, Slice, SpecError, _station
 from tests.as_user import OrdinaryUser
-from tests.kernel.contain import DEADLINE_SECONDS, MB, descriptors
+from tests.kernel.contain import DEADLINE_SECONDS, MB
 from tests.kernel.forked import forked
 
 SLEEP = ["sleep", "1000"]
@@ -31,6 +29,7 @@ for _ in range(int(sys.argv[1])):
     done += 1
 print(done)
 """
+pytestmark = pytest.mark.usefixtures("given_back")
 #: takes as many MB as it is told to, keeps them, and says so; where the kernel chooses a victim, its score is added
 TAKES = """
 import os, sys
@@ -41,15 +40,6 @@ sys.stdin.read()
 """
 needs_memory = pytest.mark.requires("cgroup", "memory")
 needs_pids = pytest.mark.requires("cgroup", "pids")
-
-
-@pytest.fixture(autouse=True)
-def _given_back() -> Iterator[None]:
-    before = descriptors()
-    yield
-    _station.close()
-    gc.collect()
-    assert {fd for fd in descriptors() if fd not in before} == set(), "descriptors were left open"
 
 
 def forks(container: Container, count: int) -> int:

@@ -17,10 +17,11 @@ import pytest
 
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
+from pytest_cgroup._orphans import Cleaned
 from pytest_cgroup._ownership import COOKIE, LEAF, Owner, is_session, owner_of, session_name, sign, this_process
 from pytest_cgroup._placement import Placement
 from pytest_cgroup._process import ProcessId
-from pytest_cgroup._recover import Cleaned, clean, sweep, sweep_processes, trees_of
+from pytest_cgroup._recover import clean, sweep, sweep_processes, trees_of
 from tests.kernel.contain import identity
 from tests.kernel.forked import ORDINARY, forked
 

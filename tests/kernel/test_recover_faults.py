@@ -12,9 +12,10 @@ import pytest
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
 from pytest_cgroup._kernel_files import words, write_file
+from pytest_cgroup._orphans import Cleaned
 from pytest_cgroup._ownership import session_name, sign, this_process
 from pytest_cgroup._process import ProcessId
-from pytest_cgroup._recover import Cleaned, clean, sweep
+from pytest_cgroup._recover import clean, sweep
 from pytest_cgroup.exceptions import CgroupError
 from tests.faults.injector import install
 from tests.faults.runs import Fault, faults_of, one_of_each

@@ -8,8 +8,8 @@ from pathlib import Path
 from pytest_cgroup._clean import to_json
 from pytest_cgroup._doctor import CAPABILITIES, diagnose
 from pytest_cgroup._host import Host
+from pytest_cgroup._orphans import Cleaned
 from pytest_cgroup._outcome import Leak, Outcome, Usage, to_record
-from pytest_cgroup._recover import Cleaned
 from pytest_cgroup._spec import FIELDS, spec_table
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -22,8 +22,8 @@ _steps _identity _namespaces _veth
 _environment _remedies _host _reaper
 
 _origins _exempt _of_many
-_recover _guard_process _guard _backends _doctor _clean _top _entry _left _started _watched _direct_child _container
-_forwarder _program _launcher _popen _watcher _run _station _asked _slice _network _ports _events _visit
+_orphans _recover _guard_process _guard _backends _doctor _clean _top _entry _left _started _watched _direct_child
+_container _forwarder _program _launcher _popen _watcher _run _station _asked _slice _network _ports _events _visit
 _forked _spawn _life
 _log _supervisor _http_probe ready _instance _policy _upkeep _daemon _daemons
 _call _commands _gateway _async_process _library _foreground
