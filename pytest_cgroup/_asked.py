@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ._backends import is_known
 from ._host import LIMIT_FILES
 from ._of_many import total_memory
 from ._spec import FIELDS, Spec, parse_kwargs
 from ._units import parse_size
+from ._values import is_backend
 from .exceptions import SpecError
 
 _WHERE = "Container"
@@ -76,7 +76,7 @@ def known_backend(name: str) -> str:
     Raises:
         SpecError: it is none.
     """
-    if not is_known(name):
+    if not is_backend(name):
         allowed = '"auto", "cgroup", "process" or "exec:PROGRAM"'
         raise SpecError("backend", name, "is no backend", where=_WHERE, allowed=allowed)
     return name

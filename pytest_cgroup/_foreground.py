@@ -20,8 +20,8 @@ import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._asked import OF_TESTS
-from ._backends import is_known
 from ._spec import FIELDS
+from ._values import BACKENDS, is_backend
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _backend(name: str) -> str:
-    if not is_known(name):
-        raise argparse.ArgumentTypeError(f"{name!r}: allowed: auto, cgroup, process, exec:PROGRAM")
+    if not is_backend(name):
+        raise argparse.ArgumentTypeError(f"{name!r}: allowed: {', '.join(BACKENDS)}")
     return name
 
 

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ._values import BELONGINGS, parse_grace
+from ._values import BACKENDS, BELONGINGS, is_backend, parse_grace
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:
     from ._spec import Spec
 
-_BACKENDS = ("auto", "cgroup", "process", "exec:PROGRAM")
 _MISSING = ("skip", "fail", "warn")
 _SCOPE = ("auto", "no")
 _TAKE_OVER = ("no", "yes")
@@ -84,7 +83,7 @@ def add_options(parser: pytest.Parser) -> None:
         type="linelist",
         default=[],
     )
-    option("--cgroup-backend", f"how containers are made: {', '.join(_BACKENDS)} (default: auto)", metavar="NAME")
+    option("--cgroup-backend", f"how containers are made: {', '.join(BACKENDS)} (default: auto)", metavar="NAME")
     option("--cgroup-base", "make the cgroups below this one (default: the one that pytest is in)", metavar="PATH")
     option(
         "--cgroup-scope",
@@ -205,8 +204,7 @@ class Settings:
 
 def _backend(config: pytest.Config) -> str:
     value, _ = setting(config, "cgroup_backend")
-    name, _, program = str(value).partition(":")
-    return str(value) if name == "exec" and program.strip() else _one_of(config, "cgroup_backend", _BACKENDS)
+    return value if value is not None and is_backend(value) else _one_of(config, "cgroup_backend", BACKENDS)
 
 
 def _one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> str:

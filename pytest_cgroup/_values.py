@@ -25,10 +25,21 @@ RLIMITS: Final = (
     "as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
     "sigpending", "stack",
 )  # fmt: skip
+#: begins the name of the backend that an outside program is part of
+EXEC: Final = "exec:"
+#: what containers can be made by
+BACKENDS: Final = ("auto", "cgroup", "process", f"{EXEC}PROGRAM")
 #: what --process-leaks-also can ask for
 BELONGINGS: Final = ("zombies", "threads", "sockets", "shared_memory")
 # The container lives by these files; written from outside they would break its promises.
 RESERVED_FILES: Final = tuple(f"cgroup.{x}" for x in ("procs", "threads", "kill", "freeze", "type", "subtree_control"))
+
+
+def is_backend(name: object) -> bool:
+    """Whether a backend is called that, or can be."""
+    if isinstance(name, str) and name.startswith(EXEC):
+        return bool(name.removeprefix(EXEC).strip())
+    return name in BACKENDS
 
 
 def size_from(low: int) -> Callable[[object], Limit]:

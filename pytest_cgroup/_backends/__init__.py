@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .._host import NAMESPACES, nothing_at_all
+from .._values import EXEC
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,17 +19,6 @@ if TYPE_CHECKING:
     from .._outcome import Usage
     from .._placement import Missing
     from .._spec import Spec
-
-
-#: begins the name of the backend that an outside program is part of
-EXEC = "exec:"
-
-
-def is_known(name: object) -> bool:
-    """Whether a backend is called that, or can be."""
-    if isinstance(name, str) and name.startswith(EXEC):
-        return bool(name.removeprefix(EXEC).strip())
-    return name in ("auto", "cgroup", "process")
 
 
 class Run(NamedTuple):
