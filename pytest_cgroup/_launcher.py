@@ -28,8 +28,8 @@ the number of descriptors that come with it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
+import functools
 import marshal
 import os
 import select
@@ -175,12 +175,12 @@ def _answer(
         return {"pid": pid}
     if "bridge" in message:
         return {"refused": _refused_bridge()}
-    global _pid_1_is_to_come
     return _fork_program(message, fds, told_of)
 
 
 def _fork_program(message: dict[str, Any], fds: list[int], told_of: dict[int, int] | None) -> dict[str, Any]:
     global _pid_1_is_to_come
+    message["rlimits"] = {limit: pair for limit, pair in message["rlimits"].items() if _own_rlimit(limit) != pair}
     targets = message["targets"]
     pid, stillborn = _give_birth(fds[targets.index(BIRTHPLACE)]) if BIRTHPLACE in targets else (None, None)
     born_inside = pid is not None
@@ -193,6 +193,12 @@ def _fork_program(message: dict[str, Any], fds: list[int], told_of: dict[int, in
     if told_of is not None:
         told_of[pid] = os.dup(fds[targets.index(TOLD)])
     return {"pid": pid, "stillborn": stillborn}
+
+
+@functools.cache
+def _own_rlimit(limit: int) -> tuple[int, int]:
+    """A launcher's own, which stays as it was."""
+    return resource.getrlimit(limit)
 
 
 def _give_birth(cgroup: int) -> tuple[int | None, int | None]:
@@ -298,6 +304,8 @@ def _be_a_containers(message: dict[str, Any], sock: socket.socket) -> NoReturn:
 
 def _enter(message: dict[str, Any]) -> int | None:
     """Step into all the namespaces that are asked for; the pid of the init, where there is one."""
+    import dataclasses
+
     from ._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
 
     global _pid_1_is_to_come

@@ -22,6 +22,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from . import _syscalls, _trace
+from ._kernel_files import read_record
 from ._launcher import receive, send
 from ._process import stat_fields
 from ._program import BIRTHPLACE, CWD, DOOR, ERRORS, NOT_ENTERED, TOLD
@@ -47,6 +48,7 @@ from pytest_cgroup._launcher import main
 main()
 """
 _RESTORED = {getattr(signal, name) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ") if hasattr(signal, name)}
+_OF_THE_C_LIBRARY = frozenset(range(32, getattr(signal, "SIGRTMIN", 32)))
 _PF_FORKNOEXEC = 0x40  # forked, and has executed nothing yet: proc_pid_stat(5), include/linux/sched.h
 _GONE = "the process that starts programs in containers has ended"
 
@@ -295,6 +297,7 @@ class Popen(subprocess.Popen[Any]):
         if cwd is None and self._keeps_cwd:
             here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             wanted.append((CWD, here))
+        own_umask, blocked, ignored = _dispositions()
         try:
             answer = self._launch().ask(
                 {
@@ -304,14 +307,14 @@ class Popen(subprocess.Popen[Any]):
                     "cwd": os.path.abspath(os.fsencode(cwd)) if cwd is not None else os.getcwdb(),
                     "chdir": _CHDIR,
                     "targets": [target for target, _ in wanted],
-                    "umask": umask if umask >= 0 else _umask(),
+                    "umask": umask if umask >= 0 else own_umask,
                     "setsid": setsid,
                     "pgid": pgid,
                     "gid": gid,
                     "gids": None if gids is None else list(gids),
                     "uid": uid,
-                    "mask": set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
-                    "ignored": _ignored() - (_RESTORED if restore_signals else set()),
+                    "mask": blocked,
+                    "ignored": ignored - (_RESTORED if restore_signals else set()),
                     "rlimits": _rlimits(),
                     "entry": self._entry,
                 },
@@ -407,10 +410,6 @@ def _rlimits() -> dict[int, tuple[int, int]]:
     return {limit: resource.getrlimit(limit) for limit in _RLIMITS}
 
 
-def _ignored() -> set[int]:
-    return {int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
-
-
 def _is_inherited(fd: int) -> bool:
     try:
         return fd > 2 or os.get_inheritable(fd)
@@ -427,10 +426,16 @@ def _inheritable() -> list[int]:
     return found
 
 
-def _umask() -> int:
-    """This process's, which can be asked for only by setting it, or here (proc_pid_status(5), since Linux 4.7)."""
-    with open("/proc/self/status", "rb") as f:
-        for line in f:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    return -1
+def _dispositions() -> tuple[int, set[int], set[int]]:
+    """This thread's umask, and the signals that it blocks and ignores (proc_pid_status(5)).
+
+    A umask can be asked for only by setting it, or here, since Linux 4.7. And each signal would take a call.
+    """
+    fields = dict(line.partition(":\t")[::2] for line in read_record("/proc/thread-self/status").splitlines())
+    blocked, ignored = (_signals(int(fields.get(name, "0"), 16)) for name in ("SigBlk", "SigIgn"))
+    return int(fields.get("Umask", "-1"), 8), blocked, ignored
+
+
+def _signals(bits: int) -> set[int]:
+    """Those of a mask, without the C library's own."""
+    return {number for number in range(1, bits.bit_length() + 1) if bits >> number - 1 & 1} - _OF_THE_C_LIBRARY

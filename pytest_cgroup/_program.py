@@ -20,6 +20,9 @@ if sys.platform == "linux":  # the package imports elsewhere, too
     import fcntl
     import resource
 
+    #: what that wraps: it would make an enum of each signal that was blocked, of all there are
+    _set_mask = getattr(signal.pthread_sigmask, "__wrapped__", signal.pthread_sigmask)
+
 #: what a descriptor is for, where it is not the number that it gets in the program
 DOOR, ERRORS, TOLD, CWD, BIRTHPLACE = -1, -2, -3, -4, -5
 #: begins the message of an error that is ours and not the program's
@@ -39,17 +42,20 @@ def become(message: dict[str, Any], fds: list[int], *, own: bool, born_inside: b
     errors = -1
     try:
         targets: list[int] = message["targets"]
-        floor = max(10, *targets) + 1
-        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor) for fd in fds]
-        moved = list(zip(targets, copies, strict=True))
+        received = list(zip(targets, fds, strict=True))
+        doors = [fd for target, fd in received if target == DOOR]
+        floor = max(10, *targets) + 1  # out of the way of those that get a number of the program's
+        moved = [
+            (target, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor))
+            for target, fd in received
+            if target >= 0 or target in (ERRORS, CWD)
+        ]
         errors = next(fd for target, fd in moved if target == ERRORS)
-        doors = [fd for target, fd in moved if target == DOOR]
         try:
             for fd in doors[born_inside:]:
                 join(fd)
-            for limit, pair in message["rlimits"].items():  # ours as they are now
-                if resource.getrlimit(limit) != pair:
-                    resource.setrlimit(limit, pair)
+            for limit, pair in message["rlimits"].items():  # ours as they are now, where the launcher has another
+                resource.setrlimit(limit, pair)
             if first:
                 from ._namespaces import mount_proc  # it is imported already
 
@@ -122,7 +128,7 @@ def _arrange(message: dict[str, Any]) -> None:
         os.setregid(message["gid"], message["gid"])
     if message["uid"] is not None:
         os.setreuid(message["uid"], message["uid"])
-    signal.pthread_sigmask(signal.SIG_SETMASK, message["mask"])
+    _set_mask(signal.SIG_SETMASK, message["mask"])
 
 
 def _execute(message: dict[str, Any]) -> NoReturn:
@@ -132,6 +138,7 @@ def _execute(message: dict[str, Any]) -> NoReturn:
     last: OSError | None = None
     for executable in message["executables"]:
         try:
+            os.stat(executable)  # execve takes ten times as long to find that it is not there
             os.execve(executable, message["argv"], env)
         except OSError as error:
             last = error

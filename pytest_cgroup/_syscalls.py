@@ -7,7 +7,6 @@ is one, in ``filename``. Nothing is loaded at import, so the package imports whe
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import struct
 from functools import cache
@@ -184,7 +183,7 @@ def clone_sibling(cgroup: int | None = None) -> int:
         syscall.restype = ctypes.c_long
         return _check("clone3", syscall(ctypes.c_long(_SYS_CLONE3), arguments, ctypes.c_size_t(8 * len(words))))
     flags = CLONE_PARENT | signal.SIGCHLD
-    machine = platform.machine()
+    machine = os.uname().machine
     number = _SYS_CLONE.get(machine, 120) if struct.calcsize("P") == 8 else 120
     words = [flags, 0] if machine != "s390x" else [0, flags]
     syscall = ctypes.PyDLL(None, use_errno=True).syscall  # unlike CDLL it keeps the interpreter's lock, in both

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,17 @@ def test_this_process_as_it_is_now(container: Container, tmp_path: Path) -> None
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.environ.pop("LATER", None)
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_what_a_thread_blocks_is_its_own(container: Container) -> None:
+    def look_both_ways() -> tuple[Any, Any]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGRTMIN])
+        return look(container.popen), look(subprocess.Popen)
+
+    with ThreadPoolExecutor(1) as pool:
+        inside, outside = pool.submit(look_both_ways).result()
+    assert inside == outside
+    assert inside["signals"][0] == 1 << signal.SIGUSR1 - 1 | 1 << signal.SIGRTMIN - 1
 
 
 def test_descriptors_are_passed_on(container: Container) -> None:
