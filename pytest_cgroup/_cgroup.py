@@ -173,6 +173,9 @@ class Cgroup:
         Raises:
             OSError: they can't be read.
         """
+        with contextlib.suppress(OSError):  # then the lists tell why
+            if self.unified and not self._is_populated():
+                return []
         found: dict[int, None] = {}
         for directory in self.directories[:1]:
             for path in _tree(directory):
@@ -182,9 +185,11 @@ class Cgroup:
     @property
     def populated(self) -> bool:
         """Whether a process is in it or below it (cgroup.events; the process lists on v1)."""
-        if self.unified:
-            return flat_keyed(read_record(f"{self.unified}/cgroup.events")).get("populated") != 0
-        return bool(self.pids())
+        return self._is_populated() if self.unified else bool(self.pids())
+
+    def _is_populated(self) -> bool:
+        """Of a cgroup of v2."""
+        return flat_keyed(read_record(f"{self.unified}/cgroup.events")).get("populated") != 0
 
     def wait_empty(self, timeout: float) -> bool:
         """Wait until no process is left in it or below it; whether that came about in *timeout* seconds."""

@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from ._cgroup import Cgroup
 
 
-def usage(cgroup: Cgroup) -> Usage:
+def usage(cgroup: Cgroup, before: Usage | None = None) -> Usage:
     """What the whole tree used so far, reaped grandchildren included; None for what the kernel does not count.
 
-    Times in seconds, sizes in bytes. ``memory_peak_bytes`` includes page cache.
+    Times in seconds, sizes in bytes. ``memory_peak_bytes`` includes page cache. *before* is an earlier answer: it still
+    holds as long as nobody has run, which v2 tells to the microsecond.
     """
     cpu = _cpu_usec(cgroup)
+    times = user, system = _seconds(cpu.get("user_usec")), _seconds(cpu.get("system_usec"))
+    if before and cgroup.unified and any(times) and times == (before.cpu_user_seconds, before.cpu_system_seconds):
+        return before
     anon, file = _memory(cgroup)
     io = _io(cgroup)
     events = _oom_and_high(cgroup)
     return Usage(
-        cpu_user_seconds=_seconds(cpu.get("user_usec")),
-        cpu_system_seconds=_seconds(cpu.get("system_usec")),
+        cpu_user_seconds=user,
+        cpu_system_seconds=system,
         memory_peak_bytes=_peak(cgroup),
         memory_anon_bytes=anon,
         memory_file_bytes=file,

@@ -357,12 +357,13 @@ class Life:
                 self._closing = True
             notes: list[str] = []
             leaks: tuple[Leak, ...] = ()
+            emptied = False
             try:
                 leaks = self._ask_to_end(grace)
-                if not self.tree.kill(KILL_SECONDS):
+                if not (emptied := self.tree.kill(KILL_SECONDS)):
                     notes.append(self._still_there())
             finally:
-                self.outcome = self._conclude(leaks, notes)
+                self.outcome = self._conclude(leaks, notes, emptied)
                 self.events.stopped()
                 self._over.set()
                 trace("container %s: ended: %s", self.name, self.outcome.describe())
@@ -387,10 +388,10 @@ class Life:
     def _is_of_a_daemon(self, pid: int) -> bool:
         return bool(self.daemon_pids) and not self.daemon_pids.isdisjoint(lineage(pid))
 
-    def _conclude(self, leaks: tuple[Leak, ...], notes: list[str]) -> Outcome:
+    def _conclude(self, leaks: tuple[Leak, ...], notes: list[str], emptied: bool) -> Outcome:
         if self._watcher is not None:
             self._watcher.stop()
-        if self.tree.kill(0.0):
+        if emptied or self.tree.kill(0.0):
             self._spawner.reap()
             for done in self.after_end:
                 done()

@@ -182,6 +182,7 @@ class CgroupTree:
         self._birthplace: int | None = None
         self._slice: Cgroup | None = None
         self._slice_hits = 0
+        self._used: Usage | None = None
 
     def limit(self, spec: Spec, *, swap: bool) -> None:
         """Set every limit of *spec*, each read back; what the kernel rounded is kept as what is in force."""
@@ -301,7 +302,7 @@ class CgroupTree:
         self.cgroup.thaw()
 
     def usage(self) -> Usage:
-        usage = _cgroup_usage.usage(self.cgroup)
+        usage = self._used = _cgroup_usage.usage(self.cgroup, self._used)
         if self._slice is None or (hits := _pids_hits(self._slice) - self._slice_hits) <= 0:
             return usage
         return dataclasses.replace(usage, pids_max_hits=(usage.pids_max_hits or 0) + hits)
