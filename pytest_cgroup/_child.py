@@ -123,6 +123,11 @@ class Child:
 
     # waiting
 
+    @property
+    def readers(self) -> dict[int, Callable[[], bool]]:
+        """What reads of its pipes, by descriptor; False at their end."""
+        return {self._pipe: self._read, self._stacks: self._read_stacks}
+
     def wait_for(self, when: str) -> None:
         """Wait until it has reported *when*, where it waits for us then, or has ended."""
         __tracebackhide__ = True
@@ -170,7 +175,7 @@ class Child:
 
     def _let_tear_down(self) -> None:
         """After Ctrl-C the test tears down what it set up, as it would without us; after a while it is killed."""
-        container, readers = self.container, {self._pipe: self._read, self._stacks: self._read_stacks}
+        container, readers = self.container, self.readers
         until = time.monotonic() + _INTERRUPT_SECONDS / 2
         before = self._stirring()
         while not (self._has_stopped() or container.ended):
@@ -223,7 +228,7 @@ class Child:
 
     def drain(self) -> None:
         """The child has ended, and everything that it wrote is in the pipes: take it before anything is decided."""
-        for fd, read in ((self._pipe, self._read), (self._stacks, self._read_stacks)):
+        for fd, read in self.readers.items():
             while select.select([fd], [], [], 0)[0] and read():
                 pass
         self._take_pieces()
@@ -292,8 +297,7 @@ class Child:
 
     def watch_end(self) -> None:
         """Wait until it has ended, for a while."""
-        readers = {self._pipe: self._read, self._stacks: self._read_stacks}
-        self.container.watch(readers, lambda: False, timeout=_INTERRUPT_SECONDS)
+        self.container.watch(self.readers, lambda: False, timeout=_INTERRUPT_SECONDS)
 
 
 def _record_warning(item: pytest.Item, data: dict[str, Any]) -> None:

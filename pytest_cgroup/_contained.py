@@ -46,12 +46,15 @@ class Contained:
         self.spec = spec
         self._show = show
         self._inside_alone = False
+        #: in which process this is, where it was forked before its turn
+        self._forked: bool | None = None
         self._own_setup_show = workshop.config.option.setupshow
+        self._output = workshop.lend_output()
         self._reset()
 
     def _reset(self) -> None:
         lazily = not hasattr(self.workshop.config, "workerinput")
-        self._judge = Judge(self.item, self.spec, self.workshop.output, lazily=lazily)
+        self._judge = Judge(self.item, self.spec, self._output, lazily=lazily)
         self.container: Container | None = None
         self._child: Child | None = None
         self._shown: OfTest | None = None
@@ -64,11 +67,19 @@ class Contained:
         self.item.teardown = self._teardown  # type: ignore[method-assign]
 
     def give_back(self) -> None:
+        self._let_go()
+        self._unmute_setup_show()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Nobody asks for it any more."""
+        self.abort()
+        self.workshop.take_back(self._output)
+
+    def _let_go(self) -> None:
         for name in ("setup", "teardown"):
             vars(self.item).pop(name, None)
         self._hooks.give_back()
-        self._unmute_setup_show()
-        self.abort()
 
     def _unmute_setup_show(self) -> None:
         self.workshop.config.option.setupshow = self._own_setup_show
@@ -83,30 +94,90 @@ class Contained:
         self._reset()
         self._straighten_hooks()
         _seam.set_up_higher_scopes(self.item)
-        if self._fork():
+        self._warn()
+        if self._fork(_seam.pending_output(self.workshop.config)):
+            self._become_inside()
             self.item.setup()  # the child: the real one
             return
+        self._bend_hooks()
         self._wait_for("setup")
 
     def _setup_hook(self, *, item: pytest.Item) -> None:
         """Where nothing outside of the item is to be set up, the fork comes first, and pytest calls no hook at all."""
         __tracebackhide__ = True
         setup_hook = self._hooks.as_ever.pytest_runtest_setup
-        self._inside_alone = not self.workshop.rerunners and _seam.needs_nothing_outside(item, self.nextitem)
-        if not self._inside_alone:
-            setup_hook(item=item)
-            return
-        self.abort()
-        self._reset()
+        forked, self._forked = self._forked, None
+        if forked is None:
+            self._inside_alone = not self.workshop.rerunners and _seam.needs_nothing_outside(item, self.nextitem)
+            if not self._inside_alone:
+                setup_hook(item=item)
+                return
+            self.abort()
+            self._reset()
         try:
-            forked = self._fork()
+            if not forked:
+                self._warn()
+            if forked is None:
+                forked = self._fork(_seam.pending_output(self.workshop.config))
         except pytest.fail.Exception as error:
+            self.abort()
             self._refusal = error  # for our `_setup` to raise: plugins that are to see the teardown must see a set-up
-            forked = True
-        if forked:
             setup_hook(item=item)
             return
+        if forked:
+            self._become_inside()
+            setup_hook(item=item)
+            return
+        self._bend_hooks()
         self._wait_for("setup")
+
+    # before its turn
+
+    def begin_early(self) -> bool:
+        """Fork before its turn; whether that was possible: it is tried again when its turn comes. No way back in the
+        child, which runs the test.
+        """
+        self._inside_alone = True
+        self.take_over()
+        try:
+            self._forked = self._fork({})
+        except pytest.fail.Exception:
+            self.give_back()
+            return False
+        if self._forked:
+            self._run_in_child()
+        self._let_go()
+        container, child = self.container, self._child
+        assert container is not None
+        assert child is not None
+        container.readers, container.after_end = child.readers, self._end_early
+        return True
+
+    def _run_in_child(self) -> NoReturn:
+        """The whole protocol, as pytest would begin it; that the test begins is said when its turn comes."""
+        item, workshop = self.item, self.workshop
+        workshop.begun_early = item
+        self._hooks.pytest_runtest_logstart = lambda **_: None
+        try:
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=self.nextitem)
+            raise RuntimeError("a plugin has ended the test's protocol without its teardown")
+        except BaseException as error:
+            if workshop.inside is None:  # before its set-up
+                self._be_inside().refuse(error)
+            workshop.inside.interrupted(error)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the test has come to its end."""
+        return self.container is None or self.container.ended
+
+    def _end_early(self) -> None:
+        """It has ended before its turn. What it left ends now, and what came of it is told when its turn comes."""
+        container, child = self.container, self._child
+        if container is not None and child is not None:
+            with contextlib.suppress(Exception):  # it will be tried again
+                child.drain()
+                self._destroy(container, child)
 
     def _bend_hooks(self) -> None:
         """From now on the plugins are called in the child, and once is enough."""
@@ -156,31 +227,33 @@ class Contained:
 
     # forking
 
-    def _fork(self) -> bool:
-        """Start the container and fork into it; True in the child."""
-        __tracebackhide__ = True
+    def _warn(self) -> None:
+        try:
+            self.workshop.warn_of_no_guard(self.item)
+            self.workshop.warn_of_threads(self.item)
+        except ContainedWarning as error:  # -W error
+            raise pytest.fail.Exception(f"contained: {error}", pytrace=False) from None
+
+    def _fork(self, pending: dict[str, bytes]) -> bool:
+        """Start the container and fork into it; True in the child. *pending* was captured of this test already."""
         workshop = self.workshop
-        workshop.warn_of_no_guard(self.item)
-        workshop.warn_of_threads(self.item)
         container = workshop.new_container(self.item, self.spec)
         try:
             container.start()
             self.container = container
             self._tell_started(container)
-            forked = self._fork_into(container)
+            forked = self._fork_into(container, pending)
         except (ContainerError, OSError) as error:
             if self._child is not None:
                 self._child.forked()
             self.abort()
             raise pytest.fail.Exception(f"contained: {error}", pytrace=False) from None
-        if forked:
-            self._become_inside(container)
         return forked
 
-    def _fork_into(self, container: Container) -> bool:
+    def _fork_into(self, container: Container, pending: dict[str, bytes]) -> bool:
         workshop = self.workshop
-        output = workshop.output
-        output.prepare(_seam.pending_output(workshop.config))
+        output = self._output
+        output.prepare(pending)
         _flush(workshop.config)
         child = self._child = Child(self.item, container, self._judge, output, in_step=workshop.in_step)
         if _seam.faulthandler_timeout(workshop.config):
@@ -196,21 +269,25 @@ class Contained:
                 gc.unfreeze()
         if not forked:
             workshop.collect_garbage()
-            self._bend_hooks()
         return forked
 
-    def _become_inside(self, container: Container) -> None:
-        child = self._child
-        assert child is not None, "it has been forked"
+    def _become_inside(self) -> None:
         for name in ("setup", "teardown"):
             del vars(self.item)[name]
-        child.close()
-        inside = self.workshop.inside = Inside(self.item, self.workshop.output, child.ends, self._hooks)
-        inside.part = container.tree.part
+        inside = self._be_inside()
         try:
             inside.begin()
         except BaseException as error:  # or this would go on as a second pytest
             inside.refuse(error)
+
+    def _be_inside(self) -> Inside:
+        container, child = self.container, self._child
+        assert container is not None, "it has been started"
+        assert child is not None, "it has been forked"
+        child.close()
+        inside = self.workshop.inside = Inside(self.item, self._output, child.ends, self._hooks)
+        inside.part = container.tree.part
+        return inside
 
     # waiting
 
@@ -250,9 +327,7 @@ class Contained:
         if container is None or child is None:
             return
         try:
-            outcome = container.destroy(
-                owner=self.item.nodeid, zombies=child.zombies, family=child.family, started=child.end.get("started", ())
-            )
+            outcome = self._destroy(container, child)
         finally:
             child.drain()
             child.close()
@@ -266,12 +341,17 @@ class Contained:
         )
         self._judge.troubles += self._tell_finished(self._judge.outcome)
         if child.end.get("coverage"):
-            merge_coverage(self.workshop.output.coverage)
+            merge_coverage(self._output.coverage)
         session = self.item.session
         if isinstance(why := child.end.get("shouldstop"), str):
             session.shouldstop = session.shouldstop or why
         if isinstance(why := child.end.get("shouldfail"), str):
             session.shouldfail = session.shouldfail or why
+
+    def _destroy(self, container: Container, child: Child) -> Outcome:
+        return container.destroy(
+            owner=self.item.nodeid, zombies=child.zombies, family=child.family, started=child.end.get("started", ())
+        )
 
     def abort(self) -> None:
         """Whatever happened: no container outlives its item."""

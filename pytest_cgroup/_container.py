@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import select
 import signal
@@ -35,7 +36,7 @@ from ._watched import Watched
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ._backends import Backend, Tree
     from ._host import Host
@@ -81,6 +82,12 @@ class Container:
         self._unseen: str | None = None
         #: called just before a container is killed at a deadline, while everything in it still lives
         self.before_kill: Callable[[], None] = lambda: None
+        #: others that are kept in sight while this one is watched
+        self.beside: Sequence[Container] = ()
+        #: by descriptor, what reads of it while it stands beside another
+        self.readers: Mapping[int, Callable[[], bool]] = {}
+        #: called when it has ended beside another
+        self.after_end: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Make the container, empty, with its limits in force.
@@ -162,23 +169,32 @@ class Container:
         """Sleep until *done* or the first process has ended; *readers* are called when their descriptor has something.
 
         A reader returns False once its descriptor is at its end. A container that is over a limit of time, or out of
-        memory where the kernel does not end it, is killed from here. *timeout* seconds bound the sleep itself.
+        memory where the kernel does not end it, is killed from here; so are those `beside` it. *timeout* seconds bound
+        the sleep itself.
         """
         until = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        readers = dict(readers)
-        for fd in readers:
-            poll.register(fd, select.POLLIN)
-        for fd in self._own_fds():
+        heard = {self: self._heard(readers)}
+        heard |= {one: one._heard(one.readers) for one in self.beside if not (one is self or one.ended)}
+        for fd in [fd for its_own in heard.values() for fd in its_own]:
             poll.register(fd, select.POLLIN)
         while not (done() or self.ended) and (until is None or time.monotonic() < until):
-            for fd, _ in poll.poll(self._poll_milliseconds(until)):
-                if (reader := readers.get(fd)) is not None:
-                    if not reader():
-                        poll.unregister(fd)
-                elif not self._notice(fd):
+            hear = {fd: call for its_own in heard.values() for fd, call in its_own.items()}
+            waits = [wait for one in heard if (wait := one._poll_milliseconds(until)) is not None]
+            for fd, _ in poll.poll(min(waits, default=None)):
+                if not hear[fd]():
                     poll.unregister(fd)
-            self._check_limits()
+            for one in list(heard):
+                one._check_limits()
+                if one.ended and one is not self:
+                    for fd in heard.pop(one):
+                        with contextlib.suppress(KeyError):  # it was at its end
+                            poll.unregister(fd)
+                    one.after_end()
+
+    def _heard(self, readers: Mapping[int, Callable[[], bool]]) -> dict[int, Callable[[], bool]]:
+        """By descriptor, what is called when it has something, and returns False at its end."""
+        return {**{fd: functools.partial(self._notice, fd) for fd in self._own_fds()}, **readers}
 
     def _own_fds(self) -> list[int]:
         oom = self.tree.oom_fd if self._cause is None else None
@@ -251,6 +267,8 @@ class Container:
 
     def so_far(self) -> Outcome:
         """What is known while it lives: nothing has ended, and the numbers still grow."""
+        if self._outcome is not None:  # it was ended before its turn
+            return self._outcome
         return Outcome(
             ended="exit",
             usage=dataclasses.replace(self.tree.usage(), wall_seconds=self.watched.wall_seconds),

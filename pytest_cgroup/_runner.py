@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import _seam
+from ._ahead import Ahead
 from ._config import spec_key
 from ._contained import Contained
 from ._frames import leave_out_own_frames
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 
     from ._backends import Backend
     from ._host import Host
+    from ._spec import Spec
 
 
 class Runner:
     """The plugin that runs contained items; registered when there are any."""
 
-    def __init__(self, config: pytest.Config, host: Host, backend: Backend) -> None:
+    def __init__(self, config: pytest.Config, host: Host, backend: Backend, jobs: int = 1) -> None:
         self._workshop = Workshop(config, host, backend)
+        self._ahead = Ahead(self._workshop, jobs, self._contained)
         self._report_hook = _seam.report_hook(config, [self, *self._workshop.rerunners])
         self._ready: pytest.TestReport | None = None
 
@@ -42,9 +45,9 @@ class Runner:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         spec = item.stash.get(spec_key, None)
-        if spec is None or item.config.option.setupplan:
+        if spec is None or item.config.option.setupplan or item is self._workshop.begun_early:
             return (yield)
-        contained = Contained(self._workshop, item, nextitem, spec, self._show_to_rerunners)
+        contained = self._ahead.take(item, nextitem, spec)
         contained.take_over()
         try:
             return (yield)
@@ -54,6 +57,9 @@ class Runner:
             raise
         finally:
             contained.give_back()
+
+    def _contained(self, item: pytest.Item, nextitem: pytest.Item | None, spec: Spec) -> Contained:
+        return Contained(self._workshop, item, nextitem, spec, self._show_to_rerunners)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[Any]) -> pytest.TestReport | None:
@@ -78,6 +84,10 @@ class Runner:
     def pytest_leave_pdb(self) -> None:
         if self._workshop.inside is not None:
             self._workshop.inside.tell(urgent=True, debugger=False)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        self._ahead.abort()
 
     def pytest_unconfigure(self) -> None:
         self._workshop.close()

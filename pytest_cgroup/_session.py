@@ -93,12 +93,14 @@ class Session:
             for item in contained:
                 item.stash[trouble_key] = Trouble(why, on_this_host=True)
             return
+        from ._ahead import why_not
         from ._runner import Runner
 
         host, backend = self._use()
         self._decide(contained, backend)
         if not plugins.has_plugin("cgroup-runner"):
-            plugins.register(Runner(self.config, host, backend), "cgroup-runner")
+            jobs = self.settings.jobs if why_not(self.config) is None else 1
+            plugins.register(Runner(self.config, host, backend, jobs), "cgroup-runner")
 
     def _tell_trouble(self) -> None:
         from ._config import TroubleTeller
@@ -315,7 +317,15 @@ class Session:
         self._said = True
         if sys.platform != "linux":
             return "contained: on Linux only"
-        return self._impossible() or f"contained: {self._use()[1].describe()}"
+        return self._impossible() or f"contained: {self._use()[1].describe()}{self._say_jobs()}"
+
+    def _say_jobs(self) -> str:
+        if self.settings.jobs == 1:
+            return ""
+        from ._ahead import why_not
+
+        why = why_not(self.config)
+        return f"; up to {self.settings.jobs} tests at once" if why is None else f"; one test at a time: {why}"
 
 
 def _tells_github() -> bool:

@@ -50,6 +50,12 @@ def add_options(parser: pytest.Parser) -> None:
         type=_count,
         metavar="N",
     )
+    option(
+        "--contained-jobs",
+        "run up to N contained tests at once, where they need nothing set up outside of them (default: 1; auto: as "
+        "many as there are CPUs)",
+        metavar="N",
+    )
     option("--resource-usage-json", "write what each contained test used, a JSON object a line", metavar="FILE")
     option(
         "--process-leaks",
@@ -135,6 +141,7 @@ class Settings:
         base: the cgroup to work below, None for pytest's own.
         scope: whether systemd may be asked for a scope.
         take_over: whether other processes may be moved, in a private cgroup namespace.
+        jobs: how many contained tests may run at once.
         json: the file to write usage to, None for none.
         process_leaks: ``"off"``, ``"warn"`` or ``"fail"``: of tests that run in place.
         ignore: globs of processes that are no leaks.
@@ -159,6 +166,7 @@ class Settings:
         self.base = setting(config, "cgroup_base")[0] or None
         self.scope = _one_of(config, "cgroup_scope", _SCOPE) == "auto"
         self.take_over = _one_of(config, "cgroup_take_over", _TAKE_OVER) == "yes"
+        self.jobs = _jobs(config)
         self.json, self.json_from = setting(config, "resource_usage_json")
         self.of_a_worker: Spec | None = None
         self.slices: dict[str, Spec] = {}
@@ -221,6 +229,15 @@ def _ini_one_of(config: pytest.Config, name: str, allowed: tuple[str, ...]) -> s
     if value not in allowed:
         raise pytest.UsageError(f"ini {name}={value!r}: allowed: {', '.join(allowed)}")
     return value
+
+
+def _jobs(config: pytest.Config) -> int:
+    text, where = setting(config, "contained_jobs")
+    if text == "auto":
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if text is not None and not (text.isascii() and text.isdecimal() and int(text)):
+        raise pytest.UsageError(f"{where}={text!r}: allowed: a number from 1 on, auto")
+    return int(text or 1)
 
 
 def _also(config: pytest.Config) -> tuple[str, ...]:

@@ -42,16 +42,22 @@ class Workshop:
             self._unguarded = watch_over(host, processes=backend.needs_reaper, controller=controller)
         #: in a forked child: what it knows of itself
         self.inside: Inside | None = None
+        #: in a child that was forked before its test's turn: that test
+        self.begun_early: pytest.Item | None = None
         self.in_step = _seam.shares_terminal(config)
         self.rerunners = _seam.protocol_owners(config)
-        self._output: Output | None = None
+        #: containers that were begun before their turn
+        self.early: list[Container] = []
+        self._outputs: list[Output] = []
+        self._lent: list[Output] = []
         self._count = 0
         self._warned_of_threads = False
 
     def close(self) -> None:
         """Close what was opened; in a forked child it is the parent's."""
-        if self._output is not None and self.inside is None:
-            self._output.close()
+        if self.inside is None:
+            for output in (*self._outputs, *self._lent):
+                output.close()
 
     def collect_garbage(self) -> None:
         """Now and then, as Python would: what was frozen is of the oldest generation after it, and was not counted."""
@@ -59,11 +65,21 @@ class Workshop:
             gc.collect()
 
     @property
-    def output(self) -> Output:
-        """The files that contained tests print into, made for the first one."""
-        if self._output is None:
-            self._output = Output()
-        return self._output
+    def has_begun(self) -> bool:
+        """Whether there was a container already."""
+        return self._count > 0
+
+    def lend_output(self) -> Output:
+        """The files that a contained test prints into: one after the other has the same ones."""
+        output = self._outputs.pop() if self._outputs else Output()
+        self._lent.append(output)
+        return output
+
+    def take_back(self, output: Output) -> None:
+        """Another one may have these files."""
+        if output in self._lent:
+            self._lent.remove(output)
+            self._outputs.append(output)
 
     def new_container(self, item: pytest.Item, spec: Spec) -> Container:
         """A container for *item*, its name safe as a directory's whatever the test's id holds."""
@@ -71,7 +87,9 @@ class Workshop:
         keep = (*self._kept_paths(item),) if spec.private_tmp else ()
         name = f"{self._count}-{_safe(item.name)}"
         nests = asks_for_containers(item)
-        return Container(spec, backend=self.backend, host=self.host, name=name, keep=keep, nests=nests)
+        container = Container(spec, backend=self.backend, host=self.host, name=name, keep=keep, nests=nests)
+        container.beside = self.early
+        return container
 
     def _kept_paths(self, item: pytest.Item) -> list[str]:
         """What a test must still see below a private /tmp: its own tmp_path, its sources, the interpreter's files."""

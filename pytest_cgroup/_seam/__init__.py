@@ -26,7 +26,9 @@ from .reports import (
     skip,
 )
 from .scopes import (
+    ends_what_is_above,
     forget_outer_finalizers,
+    needs_no_set_up,
     needs_nothing_outside,
     set_up_higher_scopes,
     tear_down_everything,
@@ -41,6 +43,7 @@ __all__ = [
     "add_junit_property",
     "capture_into",
     "dump_stacks_late",
+    "ends_what_is_above",
     "expected_failure",
     "failed_subtests",
     "faulthandler_timeout",
@@ -51,6 +54,7 @@ __all__ = [
     "interact",
     "log_beside_capture",
     "named_fixtures",
+    "needs_no_set_up",
     "needs_nothing_outside",
     "pending_output",
     "problems",

@@ -14,6 +14,7 @@ class Hooks:
     pytest asks the session for an item's hooks again and again; this also spares it looking for conftest files.
     """
 
+    pytest_runtest_logstart: Any
     pytest_runtest_setup: Any
     pytest_runtest_call: Any
     pytest_runtest_teardown: Any

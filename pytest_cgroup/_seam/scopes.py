@@ -40,8 +40,17 @@ def needs_nothing_outside(item: pytest.Item, nextitem: pytest.Item | None) -> bo
 
     A mark that may keep it from running at all is better judged before there is one.
     """
-    chain = item.listchain()[:-1]
-    if [*item.session._setupstate.stack] != chain or nextitem is None or nextitem.listchain()[:-1] != chain:
+    return not ends_what_is_above(item, nextitem) and needs_no_set_up(item)
+
+
+def ends_what_is_above(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Whether something that *item* shares with other tests goes with it."""
+    return nextitem is None or nextitem.listchain()[:-1] != item.listchain()[:-1]
+
+
+def needs_no_set_up(item: pytest.Item) -> bool:
+    """Whether all that is above *item* is set up already, so that it needs a child alone."""
+    if [*item.session._setupstate.stack] != item.listchain()[:-1]:
         return False
     if any(item.get_closest_marker(name) for name in ("skip", "skipif", "xfail")):
         return False

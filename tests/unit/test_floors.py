@@ -30,7 +30,7 @@ _call _commands _gateway _async_process _library _foreground
 _shared _held _belongings _owners
 
 hookspecs _hooks _seam _coverage _output _config _settings _inside _workshop _verdict _report
-_judge _child _contained _frames _runner _fixtures
+_judge _child _contained _ahead _frames _runner _fixtures
 _elsewhere _leak_report _leak_teller _leaks _github _xdist _session plugin
 """
 FLOORS = tuple(tuple(floor.split()) for floor in _FLOORS.split("\n\n"))
