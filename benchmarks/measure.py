@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = f"{os.sep}pytest_cgroup{os.sep}"
-# What runs inside: it times the tests alone, apart from interpreter, imports and collection.
-_CONFTEST = """
+# What runs inside: it times the tests alone, apart from interpreter, imports and collection. It is no conftest.py: if
+# one of these hears of a test's end, the next one is not forked before that.
+_PROBE = """
 import json, os, time
 import pytest
 
@@ -95,16 +96,27 @@ def run(contender: Contender, timeout: float = 600, below: Sequence[str] = ()) -
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
-        (directory / "conftest.py").write_text(_CONFTEST, encoding="utf-8")
+        (directory / "bench_probe.py").write_text(_PROBE, encoding="utf-8")
         (directory / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         (directory / "test_it.py").write_text(contender.source, encoding="utf-8")
         env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
         env.pop("PYTHONDONTWRITEBYTECODE", None)  # who installs a package has it compiled
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), name, os.environ.get("PYTHONPATH")]))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, *below, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contender.arguments],
+            [
+                sys.executable,
+                *below,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "bench_probe",
+                *contender.arguments,
+            ],
             cwd=directory,
             env=env,
             stdout=subprocess.PIPE,

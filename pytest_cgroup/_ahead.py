@@ -1,10 +1,13 @@
-"""Contained tests that are begun before their turn, so that several run at once: ``--contained-jobs``.
+"""Contained tests that are forked before their turn: so that the next one is ready, or so that several run at once.
 
 Theory of operation. Where all that stands above a test is set up already (`needs_no_set_up`), its whole protocol runs
-in its child; so when a test's turn comes, those that follow it and need no more are forked as well. pytest goes on with
-one test after the other as ever, but finds each begun, or at its end: its hooks are called and its reports are logged
-in its turn. While pytest waits for one test it keeps the others in sight (`Container.beside`), their limits of time
-too, and ends each whole as soon as its first process has ended.
+in its child. So when a test's turn comes, the one that follows it, if it needs no more, is forked as well, steps into
+its container, and is held there until its own turn: what a fork and a container cost is paid beside the test before.
+
+With ``--contained-jobs`` those that follow are not held, but run, so many at once. pytest goes on with one test after
+the other as ever, but finds each begun, or at its end: its hooks are called and its reports are logged in its turn.
+While pytest waits for one test it keeps the others in sight (`Container.beside`), their limits of time too, and ends
+each whole as soon as its first process has ended.
 
 What sets up or tears down something that tests share has pytest to itself: nothing is begun beyond it.
 """
@@ -36,6 +39,10 @@ def why_not(config: pytest.Config) -> str | None:
     """Why tests are run one after the other in this run, however many are asked for."""
     if hasattr(config, "workerinput") or getattr(config.option, "dist", "no") != "no":
         return "the workers of pytest-xdist run side by side already"
+    return _why_none_early(config)
+
+
+def _why_none_early(config: pytest.Config) -> str | None:
     if config.pluginmanager.has_plugin("cgroup-leaks"):
         return "what pytest itself starts is watched for leaks"
     if _seam.shares_terminal(config):
@@ -51,13 +58,17 @@ class Ahead:
 
     Args:
         workshop: what contained tests share.
-        jobs: how many run at once.
+        jobs: how many run at once, if they may.
         make: makes the contained item of an item, the next one, and a spec.
     """
 
     def __init__(self, workshop: Workshop, jobs: int, make: Make) -> None:
+        config = workshop.config
         self._workshop = workshop
-        self._jobs = jobs
+        self._jobs = jobs if why_not(config) is None else 1
+        # A conftest.py that hears of a test may tell the next one, which would have been forked too early for that.
+        may_hold = _why_none_early(config) is None and not _seam.conftest_listens(config)
+        self._most_held = int(self._jobs == 1 and may_hold)
         self._make = make
         self._begun: dict[pytest.Item, Contained] = {}
         self._places: dict[pytest.Item, int] = {}
@@ -67,7 +78,9 @@ class Ahead:
 
         The first one of a run is alone: if there is something to warn of, it is with that.
         """
-        if self._jobs > 1 and self._workshop.has_begun:
+        if (begun := self._begun.get(item)) is not None:
+            begun.release()
+        if self._jobs + self._most_held > 1 and self._workshop.has_begun:
             self._begin(item, nextitem)
         contained = self._begun.pop(item, None) or self._make(item, nextitem, spec)
         self._show_early()
@@ -87,18 +100,22 @@ class Ahead:
             if one in self._begun:
                 continue
             spec = one.stash.get(spec_key, None)
-            if running >= self._jobs or spec is None or not _seam.needs_no_set_up(one):
+            if running >= self._jobs + self._most_held or spec is None or not _seam.needs_no_set_up(one):
                 return
-            if one is item and _seam.ends_what_is_above(one, its_next):  # nobody can run beside it
+            held = self._jobs == 1 and one is not item
+            # By itself such a test has pytest's own hooks called for the teardown.
+            if (held or one is item) and _seam.ends_what_is_above(one, its_next):
                 return
             contained = self._make(one, its_next, spec)
-            if not contained.begin_early():
+            if not contained.begin_early(held=held):
                 return
             self._begun[one] = contained
             running += 1
 
     def _show_early(self) -> None:
-        self._workshop.early[:] = [one.container for one in self._begun.values() if one.container is not None]
+        """Who runs beside the others; who is held need not be looked after."""
+        if self._jobs > 1:
+            self._workshop.early[:] = [one.container for one in self._begun.values() if one.container is not None]
 
     def abort(self) -> None:
         """The run is over: those whose turn has not come are ended, and nobody is told of them."""

@@ -87,7 +87,9 @@ class Child:
         """Close our ends of the pipes; in the child they are the parent's."""
         if self._open:
             self._open = False
-            self.container.before_kill = _nothing  # which would keep both of us until the garbage is collected
+            # Which would keep both of us until the garbage is collected.
+            self.container.before_kill = self.container.after_end = _nothing
+            self.container.readers = {}
             _close(self._pipe, self._stacks, self._go)
 
     @property

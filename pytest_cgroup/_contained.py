@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import gc
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -48,6 +49,8 @@ class Contained:
         self._inside_alone = False
         #: in which process this is, where it was forked before its turn
         self._forked: bool | None = None
+        #: the end of a pipe that it is held by
+        self._gate: int | None = None
         self._own_setup_show = workshop.config.option.setupshow
         self._output = workshop.lend_output()
         self._reset()
@@ -73,6 +76,7 @@ class Contained:
 
     def give_up(self) -> None:
         """Nobody asks for it any more."""
+        self._shut_gate()
         self.abort()
         self.workshop.take_back(self._output)
 
@@ -133,19 +137,25 @@ class Contained:
 
     # before its turn
 
-    def begin_early(self) -> bool:
+    def begin_early(self, *, held: bool) -> bool:
         """Fork before its turn; whether that was possible: it is tried again when its turn comes. No way back in the
-        child, which runs the test.
+        child, which runs the test, *held*: not before `release`.
         """
         self._inside_alone = True
         self.take_over()
+        gate = None
         try:
+            if held:
+                gate, self._gate = os.pipe()
             self._forked = self._fork({})
-        except pytest.fail.Exception:
+        except (pytest.fail.Exception, OSError):
             self.give_back()
             return False
+        finally:
+            if gate is not None and not self._forked:  # in the child it is read
+                os.close(gate)
         if self._forked:
-            self._run_in_child()
+            self._run_in_child(gate)
         self._let_go()
         container, child = self.container, self._child
         assert container is not None
@@ -153,12 +163,31 @@ class Contained:
         container.readers, container.after_end = child.readers, self._end_early
         return True
 
-    def _run_in_child(self) -> NoReturn:
+    def release(self) -> None:
+        """Its turn has come: if it was held, it begins."""
+        if self._gate is not None and self.container is not None:
+            self.container.watched.start()
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and that will be told
+                os.write(self._gate, b"!")
+        self._shut_gate()
+
+    def _shut_gate(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            os.close(gate)
+
+    def _run_in_child(self, gate: int | None) -> NoReturn:
         """The whole protocol, as pytest would begin it; that the test begins is said when its turn comes."""
         item, workshop = self.item, self.workshop
         workshop.begun_early = item
         self._hooks.pytest_runtest_logstart = lambda **_: None
+        self._shut_gate()
         try:
+            if gate is not None:
+                released = os.read(gate, 1)
+                os.close(gate)
+                if not released:  # nobody waits for it any more
+                    os._exit(0)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=self.nextitem)
             raise RuntimeError("a plugin has ended the test's protocol without its teardown")
         except BaseException as error:

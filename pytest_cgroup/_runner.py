@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Runner:
     """The plugin that runs contained items; registered when there are any."""
 
-    def __init__(self, config: pytest.Config, host: Host, backend: Backend, jobs: int = 1) -> None:
+    def __init__(self, config: pytest.Config, host: Host, backend: Backend, jobs: int) -> None:
         self._workshop = Workshop(config, host, backend)
         self._ahead = Ahead(self._workshop, jobs, self._contained)
         self._report_hook = _seam.report_hook(config, [self, *self._workshop.rerunners])

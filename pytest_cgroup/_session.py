@@ -93,14 +93,12 @@ class Session:
             for item in contained:
                 item.stash[trouble_key] = Trouble(why, on_this_host=True)
             return
-        from ._ahead import why_not
         from ._runner import Runner
 
         host, backend = self._use()
         self._decide(contained, backend)
         if not plugins.has_plugin("cgroup-runner"):
-            jobs = self.settings.jobs if why_not(self.config) is None else 1
-            plugins.register(Runner(self.config, host, backend, jobs), "cgroup-runner")
+            plugins.register(Runner(self.config, host, backend, self.settings.jobs), "cgroup-runner")
 
     def _tell_trouble(self) -> None:
         from ._config import TroubleTeller

@@ -49,6 +49,13 @@ def protocol_owners(config: pytest.Config) -> list[object]:
     ]
 
 
+def conftest_listens(config: pytest.Config) -> bool:
+    """Whether a conftest.py is told, in pytest's own process, that a test begins, of its reports, or of its end."""
+    told = ("pytest_runtest_logstart", "pytest_runtest_logreport", "pytest_runtest_logfinish")
+    hooks = [getattr(config.hook, name) for name in told]
+    return any(one.plugin_name.endswith("conftest.py") for hook in hooks for one in hook.get_hookimpls())
+
+
 def report_hook(config: pytest.Config, plugins: list[object]) -> Any:
     """`pytest_runtest_makereport` of the *plugins* alone."""
     others = [one.plugin for one in config.hook.pytest_runtest_makereport.get_hookimpls() if one.plugin not in plugins]

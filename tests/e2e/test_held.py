@@ -1,0 +1,106 @@
+"""The next contained test is forked while one runs, and held: it is ready when its turn comes, and not before."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.inner import Result, run
+
+_HEAD = """
+from pathlib import Path
+import psutil
+pytestmark = contained
+HERE, PYTEST = Path(__file__).parent, os.getpid()
+def was_held():
+    "Whether this process was forked before the test before had ended, by the clock of proc_pid_stat(5)."
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return started < float((HERE / "end").read_text()) - 0.1
+def test_first(): pass
+def test_before():
+    time.sleep(0.3)
+    (HERE / "end").write_text(str(time.clock_gettime(time.CLOCK_BOOTTIME)))
+"""
+
+
+@pytest.fixture(params=[pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return f"--cgroup-backend={request.param}"
+
+
+def held(pytester: pytest.Pytester, source: str, *arguments: str) -> Result:
+    return run(pytester, _HEAD + source + "\ndef test_last(): pass", *arguments)
+
+
+@pytest.mark.parametrize("options", ["", pytest.param("pid_ns=True", marks=pytest.mark.requires("pid_ns"))])
+def test_it_is_ready(pytester: pytest.Pytester, backend: str, options: str) -> None:
+
+    source = f"@contained({options})\ndef test_it(): assert was_held()"
+    assert held(pytester, source, backend).counts == {"passed": 4}
+
+
+def test_it_does_not_begin(pytester: pytest.Pytester, backend: str) -> None:
+    """Neither it nor its clock, before what the other has left is gone."""
+    source = """
+def test_leaks():
+    child = subprocess.Popen(["sleep", "118"], start_new_session=True, stdout=subprocess.DEVNULL)
+    (HERE / "pid").write_text(str(child.pid))
+    time.sleep(0.7)
+    test_before()
+@contained(timeout=0.6)
+def test_it():
+    assert was_held()
+    try:
+        assert psutil.Process(int((HERE / "pid").read_text())).status() == "zombie"
+    except psutil.NoSuchProcess:
+        pass
+"""
+    result = held(pytester, source, backend)
+    assert result.counts == {"passed": 5, "error": 1}
+    assert result.records["test_it"]["wall_seconds"] < 0.6
+
+
+def test_it_never_begins(pytester: pytest.Pytester, backend: str) -> None:
+    source = """
+def test_fails(): assert 0
+def test_it(): (HERE / "begun").touch()
+"""
+    assert held(pytester, source, backend, "-x").counts == {"passed": 2, "failed": 1}
+    assert not (pytester.path / "begun").exists()
+
+
+def test_it_is_killed_meanwhile(pytester: pytest.Pytester, backend: str) -> None:
+    source = """
+def test_kills():
+    for process in psutil.Process(PYTEST).children(recursive=True):
+        if process.name() == psutil.Process().name() and process.create_time() > psutil.Process().create_time():
+            process.kill()
+def test_it(): assert 0, "it was not killed"
+"""
+    result = held(pytester, source, backend)
+    assert result.counts["passed"] == 4
+    assert "was killed, and" in (text := result.blocks["ERROR at setup of test_it"]) or "by SIGKILL (signal 9)" in text
+
+
+_LISTENS = """
+seen = []
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        seen.append(report.nodeid.partition("::")[2])
+"""
+
+
+@pytest.mark.parametrize("where", ["conftest", "listener"])
+def test_what_a_conftest_learns_the_next_test_knows(pytester: pytest.Pytester, where: str) -> None:
+    """So nobody is forked early there; a plugin does not count, as those that write reports would."""
+    pytester.makepyfile(**{where: _LISTENS})
+    expected = (False, "test_before") if where == "conftest" else (True, "test_first")
+    source = f"def test_it():\n    from {where} import seen\n    assert (was_held(), seen[-1]) == {expected}"
+    pytester.syspathinsert()
+    assert held(pytester, source, *([] if where == "conftest" else ["-plistener"])).counts == {"passed": 4}
+
+
+@pytest.mark.parametrize("arguments", [("-s",), ("--process-leaks=warn",), ("-pagain",)], ids=str)
+def test_where_it_would_be_seen_nobody_is_held(pytester: pytest.Pytester, arguments: tuple[str, ...]) -> None:
+    pytester.makepyfile(again="def pytest_runtest_protocol(item): return None")
+    pytester.syspathinsert()
+    assert held(pytester, "def test_it(): assert not was_held()", *arguments).counts == {"passed": 4}
