@@ -66,8 +66,8 @@ class Ahead:
         config = workshop.config
         self._workshop = workshop
         self._jobs = jobs if why_not(config) is None else 1
-        # A conftest.py that hears of a test may tell the next one, which would have been forked too early for that.
-        may_hold = _why_none_early(config) is None and not _seam.conftest_listens(config)
+        # What hears of a test may tell the next one, which would have been forked too early for that.
+        may_hold = _why_none_early(config) is None and not _seam.suite_listens(config)
         self._most_held = int(self._jobs == 1 and may_hold)
         self._make = make
         self._begun: dict[pytest.Item, Contained] = {}
@@ -103,6 +103,8 @@ class Ahead:
             if running >= self._jobs + self._most_held or spec is None or not _seam.needs_no_set_up(one):
                 return
             held = self._jobs == 1 and one is not item
+            if held and spec.slice is not None:  # it would have a share in the slice's limits
+                return
             # By itself such a test has pytest's own hooks called for the teardown.
             if (held or one is item) and _seam.ends_what_is_above(one, its_next):
                 return

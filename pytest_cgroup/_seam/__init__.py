@@ -10,7 +10,7 @@ import functools
 
 import pytest
 
-from .hooks import Hooks, conftest_listens, protocol_owners, report_hook, with_stand_in
+from .hooks import Hooks, protocol_owners, report_hook, suite_listens, with_stand_in
 from .junit import add_junit_property, give_junit, take_junit, write_junit_again
 from .output import capture_into, pending_output, set_terminal_line, shares_terminal, terminal_line
 from .owners import fixture_name, held_by, named_fixtures, set_up_around, used_fixtures
@@ -42,7 +42,6 @@ __all__ = [
     "Hooks",
     "add_junit_property",
     "capture_into",
-    "conftest_listens",
     "dump_stacks_late",
     "ends_what_is_above",
     "expected_failure",
@@ -70,6 +69,7 @@ __all__ = [
     "share",
     "shares_terminal",
     "skip",
+    "suite_listens",
     "take_junit",
     "tear_down_everything",
     "tear_down_item_alone",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -49,11 +52,13 @@ def protocol_owners(config: pytest.Config) -> list[object]:
     ]
 
 
-def conftest_listens(config: pytest.Config) -> bool:
-    """Whether a conftest.py is told, in pytest's own process, that a test begins, of its reports, or of its end."""
+def suite_listens(config: pytest.Config) -> bool:
+    """Whether code of the suite's own, as a conftest.py, is told in pytest's process how a test goes."""
     told = ("pytest_runtest_logstart", "pytest_runtest_logreport", "pytest_runtest_logfinish")
-    hooks = [getattr(config.hook, name) for name in told]
-    return any(one.plugin_name.endswith("conftest.py") for hook in hooks for one in hook.get_hookimpls())
+    plugins = [one.plugin for name in told for one in getattr(config.hook, name).get_hookimpls()]
+    modules = [one if isinstance(one, ModuleType) else sys.modules.get(type(one).__module__) for one in plugins]
+    paths = [Path(getattr(module, "__file__", None) or "") for module in modules]
+    return any(path.is_relative_to(config.rootpath) and "site-packages" not in path.parts for path in paths)
 
 
 def report_hook(config: pytest.Config, plugins: list[object]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.e2e.inner import Result, run
@@ -83,20 +85,42 @@ def test_it(): assert 0, "it was not killed"
 
 _LISTENS = """
 seen = []
-def pytest_runtest_logreport(report):
-    if report.when == "call":
-        seen.append(report.nodeid.partition("::")[2])
+class Listener:
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            seen.append(report.nodeid.partition("::")[2])
 """
+_AS_A_MODULE = _LISTENS + "pytest_runtest_logreport = Listener().pytest_runtest_logreport"
+_AS_AN_OBJECT = _LISTENS + "def pytest_configure(config): config.pluginmanager.register(Listener())"
 
 
-@pytest.mark.parametrize("where", ["conftest", "listener"])
-def test_what_a_conftest_learns_the_next_test_knows(pytester: pytest.Pytester, where: str) -> None:
-    """So nobody is forked early there; a plugin does not count, as those that write reports would."""
-    pytester.makepyfile(**{where: _LISTENS})
-    expected = (False, "test_before") if where == "conftest" else (True, "test_first")
-    source = f"def test_it():\n    from {where} import seen\n    assert (was_held(), seen[-1]) == {expected}"
-    pytester.syspathinsert()
-    assert held(pytester, source, *([] if where == "conftest" else ["-plistener"])).counts == {"passed": 4}
+@pytest.mark.parametrize("text", [_AS_A_MODULE, _AS_AN_OBJECT], ids=["module", "object"])
+@pytest.mark.parametrize("name", ["conftest", "listener", "site-packages/elsewhere"])
+def test_what_the_suite_learns_the_next_test_knows(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """So nobody is forked early there. What is installed does not count: it writes reports, as a rule."""
+    file = pytester.path / f"{name}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(file.parent), prepend=os.pathsep)
+    expected = (True, "test_first") if file.parent != pytester.path else (False, "test_before")
+    source = f"def test_it():\n    from {file.stem} import seen\n    assert (was_held(), seen[-1]) == {expected}"
+    assert held(pytester, source, *([] if name == "conftest" else [f"-p{file.stem}"])).counts == {"passed": 4}
+
+
+@pytest.mark.requires("cgroup")
+def test_who_shares_limits_is_not_held(pytester: pytest.Pytester) -> None:
+    """It would have its part of them before its turn."""
+    source = """
+@contained(slice="few")
+def test_one():
+    time.sleep(0.3)
+    test_before()
+@contained(slice="few")
+def test_it(): assert not was_held()
+"""
+    assert held(pytester, source).counts == {"passed": 5}
 
 
 @pytest.mark.parametrize("arguments", [("-s",), ("--process-leaks=warn",), ("-pagain",)], ids=str)
