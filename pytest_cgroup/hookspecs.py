@@ -94,6 +94,8 @@ def pytest_contained_spec(item: pytest.Item, spec: Spec) -> Mapping[str, Any] | 
 def pytest_container_started(container: AnyContainer, item: pytest.Item | None) -> None:
     """Called when a container was made, its limits in force, and nobody is in it yet.
 
+    A test's may be made while the test before still runs.
+
     Args:
         container: of a test, or of `contained` or `contained_factory`; then it is a `pytest_cgroup.Container`.
         item: the test whose own container it is; None for one that a fixture has made.
