@@ -19,7 +19,7 @@ def was_held():
     return started < float((HERE / "end").read_text()) - 0.1
 def test_first(): pass
 def test_before():
-    time.sleep(0.3)
+    time.sleep(1.0)
     (HERE / "end").write_text(str(time.clock_gettime(time.CLOCK_BOOTTIME)))
 """
 
@@ -46,9 +46,9 @@ def test_it_does_not_begin(pytester: pytest.Pytester, backend: str) -> None:
 def test_leaks():
     child = subprocess.Popen(["sleep", "118"], start_new_session=True, stdout=subprocess.DEVNULL)
     (HERE / "pid").write_text(str(child.pid))
-    time.sleep(0.7)
+    time.sleep(1.5)
     test_before()
-@contained(timeout=0.6)
+@contained(timeout=2)
 def test_it():
     assert was_held()
     try:
@@ -58,7 +58,7 @@ def test_it():
 """
     result = held(pytester, source, backend)
     assert result.counts == {"passed": 5, "error": 1}
-    assert result.records["test_it"]["wall_seconds"] < 0.6
+    assert result.records["test_it"]["wall_seconds"] < 2
 
 
 def test_it_never_begins(pytester: pytest.Pytester, backend: str) -> None:

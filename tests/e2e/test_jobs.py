@@ -90,7 +90,7 @@ def test_exits():
     print("exits", flush=True)
     os._exit(3)
 def test_is_killed(): os.kill(os.getpid(), signal.SIGKILL)
-@contained(timeout=0.4)
+@contained(timeout=1)
 def test_hangs():
     print("hangs", flush=True)
     time.sleep(120)
@@ -122,7 +122,7 @@ def seen(result: Result) -> dict[str, Any]:
     """What of a run does not hang on how long anything took."""
     ends = {name: (record["ended"], record["outcome"]) for name, record in result.records.items()}
     cut = {name: re.split("-+ contained -+", text)[0] for name, text in result.blocks.items()}
-    blocks = {name: re.sub(r"0x[0-9a-f]+|\d[\d.]*", "N", text) for name, text in cut.items()}
+    blocks = {name: re.sub(r"0x[0-9a-f]+|\d[\d.]*( ms| s)?", "N", text) for name, text in cut.items()}
     return {"counts": result.counts, "ends": ends, "order": [*result.records], "blocks": blocks, "status": result.ret}
 
 
@@ -151,7 +151,7 @@ def test_what_is_shared_is_set_up_and_torn_down_by_itself(pytester: pytest.Pytes
     def test_c(server):
         log("begin", "c"); time.sleep(0.2); log("end", "c")
     def test_d(server):
-        log("begin", "d"); time.sleep(0.2); log("end", "d")
+        log("begin", "d"); time.sleep(1.0); log("end", "d")
     def test_e(server):
         log("begin", "e"); time.sleep(0.4); log("end", "e")
     """
@@ -188,15 +188,15 @@ def test_what_it_left_is_killed_before_its_turn(pytester: pytest.Pytester, backe
 
 def test_limits_hold_before_its_turn(pytester: pytest.Pytester, backend: str) -> None:
     source = """
-    def test_takes_its_time(): time.sleep(2.5)
-    @contained(timeout=0.3)
+    def test_takes_its_time(): time.sleep(5)
+    @contained(timeout=1.5)
     def test_hangs(): time.sleep(120)
     def test_last(): pass
     """
     result = jobs(pytester, source, backend)
     assert result.counts == {"passed": 3, "failed": 1}
     assert result.records["test_hangs"]["ended"] == "timeout"
-    assert result.records["test_hangs"]["wall_seconds"] < 2.4
+    assert result.records["test_hangs"]["wall_seconds"] < 4.9
 
 
 @pytest.mark.requires("memory")
