@@ -47,8 +47,8 @@ def _why_none_early(config: pytest.Config) -> str | None:
         return "what pytest itself starts is watched for leaks"
     if _seam.shares_terminal(config):
         return "tests share pytest's terminal (-s, --pdb, --setup-show, live logs)"
-    for plugin in _seam.protocol_owners(config):
-        name = config.pluginmanager.get_name(plugin)
+    if owners := _seam.protocol_owners(config):
+        name = config.pluginmanager.get_name(owners[0])
         return f"the plugin {name} may run a test again (-p no:{name} leaves it out)"
     return None
 
@@ -108,10 +108,10 @@ class Ahead:
             # By itself such a test has pytest's own hooks called for the teardown.
             if (held or one is item) and _seam.ends_what_is_above(one, its_next):
                 return
-            contained = self._make(one, its_next, spec)
+            contained = self._begun[one] = self._make(one, its_next, spec)  # before it is begun: Ctrl-C may come then
             if not contained.begin_early(held=held):
+                del self._begun[one]
                 return
-            self._begun[one] = contained
             running += 1
 
     def _show_early(self) -> None:

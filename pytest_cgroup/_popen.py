@@ -297,8 +297,8 @@ class Popen(subprocess.Popen[Any]):
         if cwd is None and self._keeps_cwd:
             here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             wanted.append((CWD, here))
-        own_umask, blocked, ignored = _dispositions()
         try:
+            own_umask, blocked, ignored = _dispositions()
             answer = self._launch().ask(
                 {
                     "argv": words,
