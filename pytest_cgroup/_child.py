@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ import pytest
 
 from . import _seam
 from ._inside import DOORBELL, DUMP_SIGNAL
-from ._process import switches
+from ._process import readable, switches
 from ._told import check_message
 from ._wire import Decoder
 
@@ -231,7 +230,7 @@ class Child:
     def drain(self) -> None:
         """The child has ended, and everything that it wrote is in the pipes: take it before anything is decided."""
         for fd, read in self.readers.items():
-            while select.select([fd], [], [], 0)[0] and read():
+            while readable(fd) and read():
                 pass
         self._take_pieces()
 
@@ -291,7 +290,7 @@ class Child:
         """Before a kill at a deadline: where is it? It has half a second to say; no Python needs to run for that."""
         self.container.signal(DUMP_SIGNAL)
         deadline = time.monotonic() + 0.5
-        while (left := deadline - time.monotonic()) > 0 and select.select([self._stacks], [], [], left)[0]:
+        while (left := deadline - time.monotonic()) > 0 and readable(self._stacks, seconds=left):
             before = len(self._stack_text)
             if not self._read_stacks() or len(self._stack_text) == before:
                 break

@@ -22,6 +22,7 @@ from ._coverage import merge_coverage
 from ._hooks import OfTest, tell
 from ._inside import Inside
 from ._judge import Judge
+from ._process import own_pidfd, readable
 from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:
@@ -143,19 +144,22 @@ class Contained:
         """
         self._inside_alone = True
         self.take_over()
-        gate = None
+        held_by: list[int] = []
         try:
             if held:
                 gate, self._gate = os.pipe()
+                held_by.append(gate)
+                held_by.append(own_pidfd())
             self._forked = self._fork({})
         except (pytest.fail.Exception, OSError):
             self.give_back()
             return False
         finally:
-            if gate is not None and not self._forked:  # in the child it is read
-                os.close(gate)
+            if not self._forked:  # in the child they are waited for
+                for fd in held_by:
+                    os.close(fd)
         if self._forked:
-            self._run_in_child(gate)
+            self._run_in_child(*held_by)
         self._let_go()
         container, child = self.container, self._child
         assert container is not None
@@ -176,18 +180,23 @@ class Contained:
         if gate is not None:
             os.close(gate)
 
-    def _run_in_child(self, gate: int | None) -> NoReturn:
-        """The whole protocol, as pytest would begin it; that the test begins is said when its turn comes."""
+    def _run_in_child(self, *held_by: int) -> NoReturn:
+        """The whole protocol, as pytest would begin it; that the test begins is said when its turn comes.
+
+        Args:
+            held_by: a pipe that pytest writes into then, and a pidfd of pytest: who stands above this process has the
+                pipe's other end as well, and would keep it open for ever.
+        """
         item, workshop = self.item, self.workshop
         workshop.begun_early = item
         self._hooks.pytest_runtest_logstart = lambda **_: None
         self._shut_gate()
         try:
-            if gate is not None:
-                released = os.read(gate, 1)
-                os.close(gate)
-                if not released:  # nobody waits for it any more
+            if held_by:
+                if readable(*held_by, seconds=None) != [held_by[0]]:  # nobody waits for it any more
                     os._exit(0)
+                for fd in held_by:
+                    os.close(fd)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=self.nextitem)
             raise RuntimeError("a plugin has ended the test's protocol without its teardown")
         except BaseException as error:

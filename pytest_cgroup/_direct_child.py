@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _syscalls
-from ._process import pidfd_open, send_signal
+from ._process import pidfd_open, readable, send_signal
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class DirectChild:
             if not self.ends_in(0.05) and time.monotonic() > deadline:
                 return False
         while self.read_status():
-            if self._status is not None and not select.select([self._status], [], [], 0)[0]:
+            if self._status is not None and not readable(self._status):
                 break
         self._wait()
         return True

@@ -29,14 +29,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from . import _guard_process
 from ._ownership import Owner, this_process
-from ._process import ProcessId, fork, pidfd_open
+from ._process import ProcessId, fork, pidfd_open, readable
 from ._recover import NO_RECOVERY, sweep, sweep_processes
 from ._trace import SWITCH as DEBUG
 from ._trace import trace, warn
@@ -200,7 +199,7 @@ class Guard:
         with contextlib.suppress(OSError):
             os.write(self._pipe, _guard_process.DONE + b"\n")
             trace("guard: nothing is left to do for pid %d", self.pid)
-            select.select([self._pidfd], [], [], 1.0)
+            readable(self._pidfd, seconds=1.0)
         self._close()
 
     def _close(self) -> None:

@@ -157,7 +157,9 @@ class Inside:
                 view = view[os.write(self._pipe, view) :]
             except BlockingIOError:
                 os.write(self._stacks, DOORBELL)
-                select.select([], [self._pipe], [])
+                poll = select.poll()
+                poll.register(self._pipe, select.POLLOUT)
+                poll.poll()
 
     def _new_warnings(self) -> list[dict[str, Any]]:
         recorded = self._warnings or []

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import struct
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from . import _syscalls, _trace
 from ._kernel_files import read_record
 from ._launcher import receive, send
-from ._process import stat_fields
+from ._process import readable, stat_fields
 from ._program import BIRTHPLACE, CWD, DOOR, ERRORS, NOT_ENTERED, TOLD
 from .exceptions import ContainerError
 
@@ -355,7 +354,7 @@ class Popen(subprocess.Popen[Any]):
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         if self.told is None:
             return super()._try_wait(wait_flags)  # type: ignore[misc, no-any-return]
-        if wait_flags & os.WNOHANG and not select.select([self.told], [], [], 0)[0]:
+        if wait_flags & os.WNOHANG and not readable(self.told):
             return 0, 0
         data = os.read(self.told, 4)
         self._close_told()

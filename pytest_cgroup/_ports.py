@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._forwarder import READY
 from ._network import Network
-from ._process import send_signal
+from ._process import readable, send_signal
 from ._trace import trace
 from .exceptions import ContainerError, SpecError
 
@@ -98,7 +97,7 @@ class Published:
 
     def close(self) -> str | None:
         """End the forwarder, and wait for it; what should be said if it had ended before."""
-        before = bool(select.select([self._pidfd], [], [], 0)[0])
+        before = bool(readable(self._pidfd))
         self._socket.close()
         send_signal(self._pidfd, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):

@@ -219,6 +219,23 @@ def pidfd_open(pid: int) -> int | None:
         return None
 
 
+def own_pidfd() -> int:
+    """A descriptor that is readable in others once this process has ended."""
+    return os.pidfd_open(os.getpid())
+
+
+def readable(*fds: int, seconds: float | None = 0.0) -> list[int]:
+    """Those of *fds* that can be read, or are at their end, after *seconds* at most; None: once one is.
+
+    With poll(2), as select(2) takes no descriptor above 1023, and a suite may have many open.
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+    return [fd for fd in fds if fd in ready]
+
+
 def send_signal(pidfd: int, number: int) -> bool:
     """Signal the process behind *pidfd*; False when it is gone (pidfd_send_signal(2))."""
     try:

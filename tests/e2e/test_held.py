@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
+from pytest_cgroup._process import wait_gone
 from tests.e2e.inner import Result, run
 
 _HEAD = """
@@ -81,6 +83,32 @@ def test_it(): assert 0, "it was not killed"
     result = held(pytester, source, backend)
     assert result.counts["passed"] == 4
     assert "was killed, and" in (text := result.blocks["ERROR at setup of test_it"]) or "by SIGKILL (signal 9)" in text
+
+
+@pytest.mark.parametrize("options", ["", pytest.param("pid_ns=True", marks=pytest.mark.requires("pid_ns"))])
+def test_it_ends_with_pytest(pytester: pytest.Pytester, options: str) -> None:
+    """Without a guard, too. Who stands above it has inherited the pipe that it is held by: no end of that is seen."""
+    source = f"""
+def is_guard(process):
+    try:
+        return f'"owner": [{{PYTEST}}, ' in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+def test_kills():
+    while len(family := psutil.Process(PYTEST).children(recursive=True)) < 4: time.sleep(0.01)
+    (HERE / "family").write_text(" ".join(str(one.pid) for one in family))
+    (guard,) = [one for one in psutil.process_iter() if is_guard(one)]
+    guard.kill()
+    psutil.Process(PYTEST).kill()
+@contained({options})
+def test_it(): (HERE / "begun").touch()
+"""
+    result = held(pytester, source, "--cgroup-backend=process")
+    assert result.ret == -signal.SIGKILL
+    family = [int(pid) for pid in (pytester.path / "family").read_text().split()]
+    assert len(family) >= 4  # two tests, and who stands above each
+    assert wait_gone(family, 30.0)
+    assert not (pytester.path / "begun").exists()
 
 
 _LISTENS = """
