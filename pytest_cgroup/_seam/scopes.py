@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 import pytest
+
+from .._isolated import os
+
+#: of a forked child: the finalizers that its parent will call
+_never_called: list[object] = []
 
 
 def set_up_higher_scopes(item: pytest.Item) -> None:
@@ -90,18 +94,21 @@ def _set_up_overridden(request: Any, name: str) -> None:
 def forget_outer_finalizers(item: pytest.Item) -> None:
     """In the forked child: what pytest itself set up is torn down there. What is set up from now on is ours to end.
 
-    So the finalizers of the nodes above *item* are dropped, and a teardown goes all the way up, whatever comes next.
+    So the finalizers of the nodes above *item* are not called, and a teardown goes all the way up, whatever comes next.
+    They are kept: a generator that nobody refers to is closed, and runs what it has in `finally` and `with`.
     """
     state = item.session._setupstate
     for node, (finalizers, _) in state.stack.items():
         if node is item:
             finalizers[0] = item.teardown  # it was ours when pytest took it up
         else:
+            _never_called.extend(finalizers)
             finalizers.clear()
     info = getattr(item, "_fixtureinfo", None)
     for definitions in info.name2fixturedefs.values() if info is not None else ():
         for definition in definitions:
             if definition.cached_result is not None:
+                _never_called.extend(definition._finalizers)
                 definition._finalizers.clear()  # of another value, or for a plugin that reruns, pytest may end it early
     state.teardown_exact = lambda nextitem: type(state).teardown_exact(state, None)  # type: ignore[method-assign]
 
