@@ -6,12 +6,11 @@ contained now.
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from . import _clean, _doctor, _foreground, _top
+from ._isolated import io, os
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 from typing import TYPE_CHECKING, Any
 
+from ._isolated import os
 from ._process import pidfd_open
 
 if TYPE_CHECKING:

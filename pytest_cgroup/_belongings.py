@@ -8,13 +8,11 @@ holds a socket or a segment may go on to use it.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from . import _exempt
+from ._isolated import io, os, threading, time
 from ._outcome import Leak
 from ._process import own_zombies, stat_fields
 
@@ -157,7 +155,7 @@ def _sockets() -> dict[Key, Leak]:
 
 
 def _listens(fd: int) -> bool:
-    import socket
+    from ._isolated import socket
 
     try:
         with socket.socket(fileno=os.dup(fd)) as copy:
@@ -167,14 +165,14 @@ def _listens(fd: int) -> bool:
 
 
 def _mapped() -> set[str]:
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as f:
+    with io.open("/proc/self/maps", encoding="utf-8", errors="replace") as f:
         return {line.partition(f" {_SHM}/")[2].strip() for line in f if f" {_SHM}/" in line and "(deleted)" not in line}
 
 
 def _segments() -> Iterable[tuple[int, int, int]]:
     """Id, size in bytes and maker's pid of each System V segment (proc_sysvipc(5))."""
     try:
-        with open(_SYSV, encoding="ascii") as f:
+        with io.open(_SYSV, encoding="ascii") as f:
             head, *lines = (line.split() for line in f)
     except (OSError, ValueError):  # a kernel without System V IPC
         return

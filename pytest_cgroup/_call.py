@@ -8,15 +8,13 @@ framed, and the end of the child is the end.
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import select
-import signal
 import struct
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._isolated import os, select, signal
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import select
 import stat
-import time
 from typing import TYPE_CHECKING
 
 from . import _cgroup_v1 as v1
+from ._isolated import os, select, time
 from ._kernel_files import mkdir, read_file, read_record, rmdir, words, write_file
 from ._kernel_text import flat_keyed
 from ._process import SIGKILL, signal_members, wait_gone

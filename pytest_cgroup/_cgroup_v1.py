@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import time
 from typing import TYPE_CHECKING
 
+from ._isolated import os, time
 from ._kernel_files import read_file, read_record, write_file
 from ._kernel_text import flat_keyed
 from ._refusal import refused

@@ -6,10 +6,7 @@ While the child lives pytest sleeps, and the reports lie in the pipe: see `Child
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
-import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +14,7 @@ import pytest
 
 from . import _seam
 from ._inside import DOORBELL, DUMP_SIGNAL
+from ._isolated import os, signal, time
 from ._process import readable, switches
 from ._told import check_message
 from ._wire import Decoder

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from ._host import nothing_at_all
+from ._isolated import json
 from ._orphans import Cleaned
 from ._recover import clean
 

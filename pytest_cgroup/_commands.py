@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import subprocess
-import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._container import KILL_SECONDS, SETTLE_SECONDS
+from ._isolated import signal, subprocess, threading, time
 from ._process import descendants, signal_members, wait_gone
 from ._run import Text, talk
 

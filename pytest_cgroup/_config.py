@@ -7,7 +7,6 @@ lose it.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from ._hooks import HookError, asked_by_hooks
+from ._isolated import os
 from ._of_many import check_slice, total_memory
 from ._spec import FIELDS, NEEDING, Spec, merge, parse_kwargs, parse_text
 from .exceptions import CgroupError, ContainedWarning, SpecError

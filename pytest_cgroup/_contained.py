@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import faulthandler
 import gc
-import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +20,7 @@ from ._child import Child
 from ._coverage import merge_coverage
 from ._hooks import OfTest, tell
 from ._inside import Inside
+from ._isolated import os
 from ._judge import Judge
 from ._process import own_pidfd, readable
 from .exceptions import ContainedWarning, ContainerError

@@ -17,16 +17,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
-import select
-import signal
-import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from . import _syscalls
 from ._direct_child import DirectChild
 from ._entry import Shape, enter, fork_first
+from ._isolated import os, select, signal, time
 from ._left import left_behind, settles, who, zombie
 from ._outcome import Leak, Outcome
 from ._reaper import no_fork

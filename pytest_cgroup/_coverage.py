@@ -6,12 +6,13 @@ No configuration of the user's is needed, and no second `coverage combine`: this
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
 import warnings
 from typing import Any
+
+from ._isolated import io, os
 
 
 def _current() -> Any:
@@ -37,7 +38,7 @@ def save_coverage(fd: int) -> bool:
         data.close()
         if not os.path.exists(data.data_filename()):
             return False
-        with open(data.data_filename(), "rb") as saved, open(fd, "wb", closefd=False) as file:
+        with io.open(data.data_filename(), "rb") as saved, io.open(fd, "wb", closefd=False) as file:
             file.truncate(0)
             shutil.copyfileobj(saved, file)
     return True
@@ -51,7 +52,7 @@ def merge_coverage(fd: int) -> None:
         return
     with tempfile.NamedTemporaryFile(prefix="pytest-cgroup-coverage-") as file:
         os.lseek(fd, 0, os.SEEK_SET)
-        with open(fd, "rb", closefd=False) as saved:
+        with io.open(fd, "rb", closefd=False) as saved:
             shutil.copyfileobj(saved, file)
         file.flush()
         data = coverage.CoverageData(file.name)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from ._daemon import Daemon
 from ._instance import DEFAULTS, program_name
+from ._isolated import threading, time
 from ._policy import parse_policy
 from ._upkeep import OVER, Upkeep
 from .exceptions import ContainerError, DaemonError

@@ -7,14 +7,10 @@ child is the first process, and on its pipe it tells only that it could not ente
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
-import signal
-import time
 from typing import TYPE_CHECKING
 
 from . import _syscalls
+from ._isolated import json, os, select, signal, time
 from ._process import pidfd_open, readable, send_signal
 from .exceptions import ContainerError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ._backends import check_base, choose
 from ._cgroup import PREFIX
 from ._host import LIMIT_FILES, NAMESPACES, TREE_FILES, Capability, Host
+from ._isolated import json
 from ._spec import Spec
 from .exceptions import CgroupError
 

@@ -8,14 +8,13 @@ parent before anybody looks is not found.
 
 from __future__ import annotations
 
-import os
-import time
 from typing import TYPE_CHECKING
 
 import psutil
 
 from . import _exempt
 from ._held import held_pids
+from ._isolated import os, time
 from ._owners import Owner
 from ._process import ask, describe
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _syscalls
 from ._backends import namespaces_asked
+from ._isolated import os, signal
 from ._namespaces import Namespaces, drop_privileges, enter_user_namespace, rejoin_pid, set_up, unshare_pid
 from ._process import fork, set_rlimits
 from ._reaper import become_reaper, keep_namespaces, refuse

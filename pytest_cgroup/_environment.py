@@ -7,11 +7,12 @@ systemd.io, and what Docker, podman, Kubernetes and the CI services document abo
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from ._isolated import io, os
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -178,7 +179,7 @@ class _Files:
     def text(self, relative: str) -> str:
         """Its text; empty if there is no such file or it may not be read."""
         try:
-            with open(self.path(relative), encoding="utf-8", errors="replace") as f:
+            with io.open(self.path(relative), encoding="utf-8", errors="replace") as f:
                 return f.read()
         except OSError:
             return ""

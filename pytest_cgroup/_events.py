@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import select
-import threading
-import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._cgroup_v1 import controller_of, oom_eventfd
+from ._isolated import os, select, threading, time
 from ._kernel_text import flat_keyed
 
 if TYPE_CHECKING:

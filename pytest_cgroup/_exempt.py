@@ -7,12 +7,12 @@ where it is not, the process is judged like any other.
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from ._isolated import os
 from ._origins import command_line
 from ._process import comm, lineage, stat_fields
 

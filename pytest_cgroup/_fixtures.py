@@ -12,7 +12,6 @@ they are torn down.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import warnings
 import weakref
@@ -22,6 +21,7 @@ import pytest
 
 from . import _seam
 from ._hooks import tell
+from ._isolated import os
 from ._spec import NEEDING
 from .exceptions import CgroupError, ContainedWarning, ContainerError, NotOffered, SpecError
 

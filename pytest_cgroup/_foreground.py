@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import json
-import os
 import shlex
-import signal
 import sys
-import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._asked import OF_TESTS
+from ._isolated import io, json, os, signal, threading
 from ._spec import FIELDS
 from ._values import BACKENDS, is_backend
 from .exceptions import CgroupError
@@ -112,7 +109,7 @@ def run(options: argparse.Namespace) -> tuple[int, str]:
         _tell(_summary(outcome, leaks))
     if options.usage_json:
         try:
-            with open(options.usage_json, "w", encoding="utf-8") as f:
+            with io.open(options.usage_json, "w", encoding="utf-8") as f:
                 json.dump({"schema": 1, "argv": argv, **outcome.to_json()}, f)
                 f.write("\n")
         except OSError as error:

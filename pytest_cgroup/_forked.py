@@ -8,12 +8,10 @@ who adopts its orphans. That process is a reaper (`_reaper`): it lives as long a
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _entry, _syscalls
+from ._isolated import io, json, os, signal
 from ._kernel_files import join
 from ._process import descendants, fork, send_signal, signal_members
 from ._program import take_on
@@ -138,7 +136,7 @@ def fork_into(
 
 def _entered(forked: Forked, status: int) -> Forked:
     """Until it has closed its end of the pipe it is on its way in."""
-    with open(status, "rb") as f:
+    with io.open(status, "rb") as f:
         told = f.read()
     if told:
         forked.wait()

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import select
-import socket
 import struct
 import sys
 from typing import NoReturn
 
+from ._isolated import os, select, socket
 from ._namespaces import join_network
 
 if sys.platform == "linux":  # the package imports elsewhere, too

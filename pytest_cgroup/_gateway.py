@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import execnet
+
+from ._isolated import subprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import html
-import os
 import re
 import shlex
 import stat
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ._isolated import io, os
 from ._verdict import counted, leak_line, leaks_told, one_line, plural
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class GitHub:
         result = yield
         if self._summary and self._found:
             try:
-                with open(self._summary, "a", encoding="utf-8", errors="replace", opener=_open_to_append) as f:
+                with io.open(self._summary, "a", encoding="utf-8", errors="replace", opener=_open_to_append) as f:
                     f.write(step_summary([one.leak for one in self._found]))
             except OSError as error:
                 self._trouble = f"GITHUB_STEP_SUMMARY={self._summary}: the leaks can't be added: {error.strerror}"

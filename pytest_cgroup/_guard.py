@@ -27,13 +27,11 @@ Each worker of pytest-xdist has its own, which watches the controller as well: w
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from . import _guard_process
+from ._isolated import io, json, os, signal
 from ._ownership import Owner, this_process
 from ._process import ProcessId, fork, pidfd_open, readable
 from ._recover import NO_RECOVERY, sweep, sweep_processes
@@ -159,7 +157,7 @@ class Guard:
         os.set_blocking(self._pipe, False)  # whatever becomes of the guard, no test hangs on it
         answer, told = os.pipe()
         stack.callback(os.close, answer)
-        with open(told, "wb"):
+        with io.open(told, "wb"):
             me = os.pidfd_open(self._owner)
             stack.callback(os.close, me)
             signals = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

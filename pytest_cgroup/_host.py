@@ -6,8 +6,6 @@ Each thing is tried when it is first asked for, and once a session: an empty ses
 from __future__ import annotations
 
 import errno
-import os
-import socket
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from . import _remedies, _syscalls
 from ._environment import Environment, recognise
+from ._isolated import os, socket
 from ._namespaces import Namespaces, enter_user_namespace, set_up, unshare_pid
 from ._placement import CONTROLLERS, Missing, Placement
 from ._process import ask_child

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from dataclasses import dataclass
 
 from . import _syscalls as sc
+from ._isolated import os
 from ._steps import step
 from .exceptions import ContainerError
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import linecache
-import os
-import select
-import signal
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +18,7 @@ import pytest
 
 from . import _seam
 from ._coverage import save_coverage
+from ._isolated import os, select, signal
 from ._process import family, own_zombies
 from ._reaper import NOT_ENTERED
 from ._started import Starts

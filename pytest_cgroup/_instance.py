@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import signal
-import subprocess
 from typing import TYPE_CHECKING, Any
 
+from ._isolated import io, os, signal, subprocess
 from ._process import ProcessId, descendants, pidfd_open, signal_members, stat_fields, wait_gone
 from .exceptions import DaemonError
 
@@ -182,7 +180,7 @@ def claim_pidfile(path: str, name: str) -> None:
     Raises:
         DaemonError: a process of the pid in it lives.
     """
-    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as f:
+    with contextlib.suppress(OSError, ValueError), io.open(path, encoding="utf-8") as f:
         pid = int(f.read().split()[0])
         if (identity := ProcessId.of(pid)) is not None and identity.alive:
             raise DaemonError(
@@ -196,7 +194,7 @@ def claim_pidfile(path: str, name: str) -> None:
 def write_pidfile(path: str, pid: int) -> None:
     """Its content, at once and whole."""
     beside = f"{path}.{os.getpid()}"
-    with open(beside, "w", encoding="utf-8") as f:
+    with io.open(beside, "w", encoding="utf-8") as f:
         f.write(f"{pid}\n")
     os.replace(beside, path)
 
@@ -204,7 +202,7 @@ def write_pidfile(path: str, pid: int) -> None:
 def remove_pidfile(path: str, pid: int) -> None:
     """If it is still that of *pid*."""
     with contextlib.suppress(OSError, ValueError):
-        with open(path, encoding="utf-8") as f:
+        with io.open(path, encoding="utf-8") as f:
             ours = int(f.read()) == pid
         if ours:
             os.unlink(path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 
+from ._isolated import os
 from ._trace import listens, target, trace
 
 

@@ -5,9 +5,10 @@ Source: Documentation/admin-guide/cgroup-v2.rst ("Format"), cgroups(7), proc_pid
 
 from __future__ import annotations
 
-import os.path
 import re
 from dataclasses import dataclass
+
+from ._isolated import os
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _V1_CONTROLLERS = frozenset(

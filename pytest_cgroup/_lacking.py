@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ._isolated import os
 from ._kernel_files import words
 
 if TYPE_CHECKING:

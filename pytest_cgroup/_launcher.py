@@ -31,15 +31,12 @@ import contextlib
 import errno
 import functools
 import marshal
-import os
-import select
-import signal
-import socket
 import struct
 import sys
 from typing import Any, NoReturn
 
 from . import _syscalls
+from ._isolated import os, select, signal, socket
 from ._program import BIRTHPLACE, TOLD, become, told
 from ._trace import trace
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from typing import TYPE_CHECKING
 
 from ._exempt import is_launcher
+from ._isolated import os
 from ._outcome import Leak
 from ._process import describe
 from .exceptions import ContainedWarning, ContainerError

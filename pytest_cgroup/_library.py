@@ -12,13 +12,13 @@ often: there is one end and one `Outcome`.
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._asked import known_backend, parse, parse_init, parse_output_limit
 from ._call import call
 from ._commands import Commands
+from ._isolated import os
 from ._left import complain
 from ._life import Life
 from ._network import Network

@@ -8,10 +8,6 @@ second waits for the one end, and gets the one outcome.
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import threading
-import time
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from . import _station, _watcher
@@ -19,6 +15,7 @@ from ._asked import parse_change, safe_name
 from ._backends import refuse_what_is_missing
 from ._container import KILL_SECONDS, SETTLE_SECONDS
 from ._events import Events
+from ._isolated import os, signal, threading, time
 from ._outcome import Leak, Outcome, Usage
 from ._process import describe, lineage
 from ._spawn import Spawner

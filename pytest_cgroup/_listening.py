@@ -6,8 +6,9 @@ Sources: proc_net(5), and proc_pid_net(5) for the network of another process.
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING
+
+from ._isolated import io, os
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +46,7 @@ def unix_listeners(pid: int | str, path: str) -> set[str]:
 
 def _lines(pid: int | str, table: str) -> list[list[str]]:
     try:
-        with open(f"/proc/{pid}/net/{table}", encoding="utf-8", errors="surrogateescape") as f:
+        with io.open(f"/proc/{pid}/net/{table}", encoding="utf-8", errors="surrogateescape") as f:
             return [line.split() for line in f.read().splitlines()[1:]]
     except OSError:  # it is gone, or the kernel has no such protocol
         return []

@@ -9,9 +9,9 @@ pipe, and the daemon blocks in write(2) once that is full (pipe(7)).
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from typing import TYPE_CHECKING
+
+from ._isolated import threading, time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

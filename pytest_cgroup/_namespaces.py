@@ -12,7 +12,6 @@ Sources: namespaces(7), user_namespaces(7), pid_namespaces(7), mount_namespaces(
 from __future__ import annotations
 
 import errno
-import os
 import re
 import stat
 import struct
@@ -23,13 +22,13 @@ from typing import TYPE_CHECKING
 
 from . import _syscalls as sc
 from ._identity import Identity, drop_privileges, look_up
+from ._isolated import io, os, socket
 from ._kernel_files import write_file
 from ._steps import loopback_remedy, namespace_remedy, proc_remedy, step, user_namespace_remedy
 from .exceptions import ContainerError
 
 if sys.platform == "linux":  # the package imports elsewhere, too
     import fcntl
-    import socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -188,7 +187,7 @@ def _enter_with_every_id() -> None:
 
 def _identity_map(name: str) -> str:
     """This user namespace's ids, each mapped to itself; the outer numbers of a map are our inner ones."""
-    with open(f"/proc/self/{name}", encoding="utf-8") as f:
+    with io.open(f"/proc/self/{name}", encoding="utf-8") as f:
         rows = [line.split() for line in f]
     return "".join(f"{inside} {inside} {count}\n" for inside, _, count in rows)
 
@@ -370,7 +369,7 @@ def _make_readonly(paths: list[str], writable: list[str]) -> None:
 
 def remount_readonly(path: str) -> None:
     """What `_syscalls.mount_readonly_recursive` does, mount by mount, where the kernel is older than Linux 5.12."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+    with io.open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
         points = dict.fromkeys(_unescape(line.split(" ", 5)[4]) for line in f)
     for point in points:
         if _within(point, path):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from typing import TYPE_CHECKING
 
 from . import _station
+from ._isolated import os
 from ._namespaces import Namespaces
 from ._trace import trace
 from ._veth import Seat, address_of

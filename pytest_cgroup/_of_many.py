@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
+from ._isolated import os
 from ._spec import FIELDS, Spec, merge, parse_kwargs, parse_text
 from .exceptions import SpecError
 

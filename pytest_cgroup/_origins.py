@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import mmap
-import os
 import shlex
 import struct
 import sys
-import threading
-import time
 import weakref
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ._isolated import io, os, threading, time
 from ._process import comm, stat_fields
 
 if TYPE_CHECKING:
@@ -270,7 +268,7 @@ def _ancestry(pid: int, fields: list[str]) -> list[int]:
 def command_line(pid: int) -> tuple[str, ...]:
     """The arguments of a process; () when it is gone, or a zombie."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as f:
+        with io.open(f"/proc/{pid}/cmdline", "rb") as f:
             return tuple(word.decode(errors="replace") for word in f.read().rstrip(b"\0").split(b"\0"))
     except OSError:
         return ()
@@ -359,7 +357,8 @@ def _spawner() -> Any:
     """multiprocessing looks fork_exec up when it spawns; subprocess did when it was imported, and has an event."""
     try:
         import _posixsubprocess
-        import subprocess  # noqa: F401  # it keeps the original
+
+        __import__("subprocess")  # it keeps the original
     except ImportError:
         return None
     return _posixsubprocess if hasattr(_posixsubprocess, "fork_exec") else None

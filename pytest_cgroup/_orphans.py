@@ -7,11 +7,10 @@ told the guard of itself.
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ._isolated import os, time
 from ._kernel_files import read_file
 from ._ownership import owner_in_place, owner_of
 from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone

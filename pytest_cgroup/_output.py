@@ -8,10 +8,11 @@ file, and the report says where; the parent keeps it on disk and reads it when s
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import tempfile
 from typing import TYPE_CHECKING, SupportsIndex, cast, overload
+
+from ._isolated import os
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

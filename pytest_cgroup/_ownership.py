@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import binascii
 import errno
-import json
-import os
 import re
 from dataclasses import dataclass
 
 from . import _syscalls
 from ._cgroup import PREFIX
+from ._isolated import io, json, os
 from ._process import ProcessId
 
 #: in a session's cgroup on v2: where pytest itself stands, and the guard
@@ -207,7 +206,7 @@ def executed_with(pid: int, variable: str) -> str | None:
     """
     prefix = variable.encode() + b"="
     try:
-        with open(f"/proc/{pid}/environ", "rb") as f:
+        with io.open(f"/proc/{pid}/environ", "rb") as f:
             words = f.read().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
@@ -224,7 +223,7 @@ def _namespaces_of(pid: str) -> tuple[int, int]:
 
 def numbers_of(pid: int | str) -> list[int]:
     """Its numbers in our pid namespace and in each one below, its own last (NSpid, proc_pid_status(5))."""
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+    with io.open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
         return next(([int(word) for word in line.split()[1:]] for line in f if line.startswith("NSpid:")), [])
 
 

@@ -21,13 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import time
 from dataclasses import dataclass, field
 
 from . import _lacking
 from ._cgroup import PREFIX, Cgroup, remove_quietly
 from ._cgroup_v1 import adopt_cpuset
+from ._isolated import os, time
 from ._kernel_files import mkdir, move_all, read_file, read_words, words, write_file
 from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ._isolated import os, signal
 from ._units import parse_size
 from .exceptions import SpecError
 from .ready import Condition

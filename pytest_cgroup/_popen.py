@@ -9,18 +9,13 @@ program; else a launcher does (`_launcher`), and also whatever the C library ref
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 import struct
-import subprocess
 import sys
-import threading
-import time
 import types
 from typing import TYPE_CHECKING, Any
 
 from . import _syscalls, _trace
+from ._isolated import os, signal, socket, subprocess, threading, time
 from ._kernel_files import read_record
 from ._launcher import receive, send
 from ._process import readable, stat_fields

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._forwarder import READY
+from ._isolated import os, signal, socket
 from ._network import Network
 from ._process import readable, send_signal
 from ._trace import trace

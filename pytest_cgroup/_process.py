@@ -7,15 +7,11 @@ recursive search), and by psutil where a leak is described for a person.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
-import signal
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import _syscalls
+from ._isolated import io, json, os, select, signal, time
 from ._outcome import Leak
 from ._trace import trace
 from .exceptions import ContainerError
@@ -87,7 +83,7 @@ def stat_fields(pid: int) -> list[str] | None:
 
 
 def _read_stat(pid: int) -> list[str]:
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+    with io.open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
         return f.read().rpartition(")")[2].split()
 
 
@@ -101,7 +97,7 @@ def switches(pids: Iterable[int]) -> dict[int, str] | None:
     """By pid, how often each slept and woke up; None while one runs or waits for a CPU (proc_pid_status(5))."""
     found = {}
     for pid in pids:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+        with contextlib.suppress(OSError), io.open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
             fields = dict(line.partition(":")[::2] for line in f.read().splitlines())
             if fields.get("State", "").split()[:1] == ["R"]:
                 return None
@@ -122,7 +118,7 @@ def children(pid: int | str = "self") -> list[int]:
         return found
     for thread in threads:
         try:
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as f:
+            with io.open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as f:
                 found += map(int, f.read().split())
         except FileNotFoundError:
             if not _has_children_files():
@@ -205,7 +201,7 @@ def _named(pid: int) -> str:
 def comm(pid: int, gone: str = "?") -> str:
     """The name of its program (proc_pid_comm(5)); *gone* where the process is."""
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
+        with io.open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
             return f.read().strip()
     except OSError:
         return gone

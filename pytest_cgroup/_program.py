@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import signal
 import sys
 from typing import Any, NoReturn
 
 from . import _syscalls
+from ._isolated import os, signal
 from ._kernel_files import join
 
 if sys.platform == "linux":  # the package imports elsewhere, too

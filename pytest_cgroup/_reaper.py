@@ -9,13 +9,11 @@ cgroup, so that it is neither charged nor counted there.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
 import sys
 from typing import NoReturn
 
 from . import _syscalls
+from ._isolated import json, os, signal
 from ._namespaces import enter_user_namespace, unshare_pid
 from ._process import fork
 from .exceptions import CgroupError, ContainerError

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import time
 from typing import TYPE_CHECKING
 
 from ._cgroup import PREFIX, Cgroup
+from ._isolated import os, time
 from ._kernel_files import move_all, read_file, rmdir, words, write_file
 from ._kernel_text import cgroup_mounts, membership, own_directory
 from ._orphans import KILL_SECONDS, Cleaned, end_processes, name_of, orphans

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 
+from ._isolated import os
 from ._kernel_files import read_file, words
 from ._kernel_text import flat_keyed
 from .exceptions import ContainerError

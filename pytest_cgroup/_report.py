@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
+from ._isolated import io, json
 from ._outcome import signal_name, to_record
 from ._units import format_seconds, format_size
 from ._verdict import from_properties, leaks_in_place, notes, one_line
@@ -136,7 +136,7 @@ class JsonLines:
 
     def pytest_sessionstart(self) -> None:
         try:
-            self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115  # closed by pytest_unconfigure
+            self._file = io.open(self._path, "w", encoding="utf-8")  # closed by pytest_unconfigure
         except OSError as error:
             raise pytest.UsageError(f"{self._asked_by}={self._path}: can't be written: {error.strerror}") from error
 

@@ -7,13 +7,9 @@ the command is the end; what it has written by then is read.
 from __future__ import annotations
 
 import contextlib
-import io
-import os
-import select
-import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
+from ._isolated import io, os, select, subprocess, time
 from ._process import pidfd_open
 
 if TYPE_CHECKING:

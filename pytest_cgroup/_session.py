@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ._frames import depth_of_caller
+from ._isolated import os
 from ._settings import Settings, asks_for_containers, wanting_container
 from .exceptions import CgroupError, ContainedWarning
 

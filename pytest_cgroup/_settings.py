@@ -6,7 +6,6 @@ It is loaded in every run: so what a container can be asked for (`_spec`), and a
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ._isolated import os
 from ._values import BACKENDS, BELONGINGS, is_backend, parse_grace
 from .exceptions import CgroupError
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 from . import _station
 from ._asked import parse_change
 from ._backends import refuse_what_is_missing
 from ._backends.cgroup import CgroupBackend
+from ._isolated import os
 from ._of_many import limits_of_many
 from ._spec import parse_kwargs
 from .exceptions import ContainerError

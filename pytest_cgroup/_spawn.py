@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._backends import namespaces_asked
 from ._forked import fork_into
+from ._isolated import os, subprocess
 from ._namespaces import Namespaces
 from ._popen import Popen
 from .exceptions import ContainerError

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import sys
-import threading
 from typing import TYPE_CHECKING, Protocol
 
 from . import _backends, _entry
 from ._guard import watch_over
 from ._host import Host
+from ._isolated import os, threading
 from .exceptions import CgroupError
 
 if TYPE_CHECKING:

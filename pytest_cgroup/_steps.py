@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ._isolated import io, os
 from ._trace import trace
 from .exceptions import ContainerError
 
@@ -38,7 +38,7 @@ def step(
 
 def _sysctl(name: str) -> str | None:
     try:
-        with open(f"/proc/sys/{name}", encoding="utf-8") as f:
+        with io.open(f"/proc/sys/{name}", encoding="utf-8") as f:
             return f.read().strip()
     except OSError:
         return None

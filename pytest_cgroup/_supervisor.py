@@ -10,11 +10,11 @@ import contextlib
 import heapq
 import itertools
 import logging
-import os
 import selectors
-import threading
-import time
 from typing import TYPE_CHECKING
+
+from ._isolated import are_threads_replaced, os, threading, time
+from .exceptions import ContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,12 @@ class Supervisor:
     """Made by `enter`. What it is given is called in its thread."""
 
     def __init__(self) -> None:
+        if are_threads_replaced():
+            raise ContainerError(
+                "a daemon is looked after in a thread, and threads are greenlets here (gevent or eventlet did that)",
+                operation="daemon",
+                remedy="start it with popen(), or leave threads as they are: monkey.patch_all(thread=False)",
+            )
         self.users = 0
         self._todo: collections.deque[Callable[[], object]] = collections.deque()
         self._timers: list[tuple[float, int, Timer]] = []

@@ -6,11 +6,11 @@ is one, in ``filename``. Nothing is loaded at import, so the package imports whe
 
 from __future__ import annotations
 
-import os
-import signal
 import struct
 from functools import cache
 from typing import TYPE_CHECKING
+
+from ._isolated import os, signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -19,15 +19,12 @@ holding; where what it would leave has limits, it is not left; and a pytest insi
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import socket
 import struct
-import subprocess
-import time
 from dataclasses import dataclass
 
 from ._cgroup import PREFIX
+from ._isolated import os, socket, subprocess, time
 from ._kernel_files import read_file, read_words, words
 from ._kernel_text import CgroupMount, membership, own_directory
 from ._process import ProcessId

@@ -9,18 +9,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
-import os
 import re
-import signal
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ._cgroup import PREFIX, Cgroup
 from ._cgroup_usage import cpu_seconds
 from ._host import nothing_at_all
+from ._isolated import json, os, signal, time
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
 from ._ownership import LEAF, SHARED, is_session, is_slice, owner_of

@@ -6,9 +6,10 @@ Many of our processes have no use for `logging`, and shall not pay for it: where
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import Any
+
+from ._isolated import os
 
 #: in the environment: tell it all on stderr
 SWITCH = "PYTEST_CGROUP_DEBUG"
@@ -58,7 +59,8 @@ def _tell_stderr() -> None:
     """Give the logger a handler that writes to stderr as it is now, whatever captures it later."""
     global stderr
     import logging
-    import time
+
+    from ._isolated import time
 
     stderr = fd = os.dup(2)
     mine = _identity(fd)

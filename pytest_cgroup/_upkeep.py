@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import threading
-import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _supervisor
 from ._instance import Instance, Scene, claim_pidfile, remove_pidfile, write_pidfile
+from ._isolated import threading, time
 from ._log import Log, ToLogging
 from ._outcome import signal_name
 from .exceptions import CgroupError, ContainerError, ContainerTimeout, DaemonError

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from ._isolated import json
 from ._outcome import signal_name
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
-import socket
 import struct
 from typing import NamedTuple
 
 from . import _syscalls as sc
+from ._isolated import os, socket
 from ._namespaces import bring_up
 from ._steps import step
 from .exceptions import ContainerError

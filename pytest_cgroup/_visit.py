@@ -5,14 +5,13 @@ It is never removed. Its processes are left alone, unless who looks says that th
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._backends.cgroup import CgroupTree
 from ._cgroup import Cgroup
 from ._container import KILL_SECONDS
 from ._events import Events
+from ._isolated import os, signal
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
 from ._outcome import Outcome, Usage

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import time
 from typing import TYPE_CHECKING
+
+from ._isolated import os, time
 
 if TYPE_CHECKING:
     from ._backends import Tree

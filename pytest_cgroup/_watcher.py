@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import select
-import threading
 from typing import TYPE_CHECKING
 
+from ._isolated import os, select, threading
 from ._watched import Watched
 
 if TYPE_CHECKING:

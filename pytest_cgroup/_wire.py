@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
+
+from ._isolated import json
 
 #: no honest message is longer: output that is larger stays in a file
 MAX_BYTES = 256 * 2**20

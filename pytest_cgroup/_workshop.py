@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 from . import _seam
 from ._container import Container
 from ._guard import CONTROLLER, watch_over
+from ._isolated import os, threading
 from ._output import Output
 from ._settings import asks_for_containers
 from .exceptions import ContainedWarning

@@ -12,11 +12,11 @@ the worker has died, and the controller's guard ends all of them if the controll
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ._isolated import os
 from ._kernel_files import move_all, read_file
 from ._kernel_text import flat_keyed
 from ._ownership import LEAF

@@ -12,10 +12,11 @@ module is all there is.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from ._isolated import os
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._http_probe import ask
+from ._isolated import os, subprocess
 from ._listening import hold, tcp_listeners, unix_listeners
 from .exceptions import SpecError
 

@@ -5,11 +5,11 @@ A `Backend` makes a `Tree`: one container's processes, as that backend can hold,
 
 from __future__ import annotations
 
-import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .._host import NAMESPACES, nothing_at_all
+from .._isolated import os
 from .._values import EXEC
 
 if TYPE_CHECKING:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import os
-import threading
-import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .. import _cgroup_usage
 from .. import _cgroup_v1 as v1
 from .._host import LIMIT_FILES
+from .._isolated import io, os, threading, time
 from .._kernel_files import join, read_file
 from .._kernel_text import membership
 from .._ownership import SLICE
@@ -435,12 +433,12 @@ def device_number(device: str) -> str:
             remedy="name a disk of `lsblk`, as /dev/NAME or MAJOR:MINOR",
         ) from error
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    with contextlib.suppress(OSError), open(f"/sys/dev/block/{number}/../dev", encoding="ascii") as whole:
+    with contextlib.suppress(OSError), io.open(f"/sys/dev/block/{number}/../dev", encoding="ascii") as whole:
         return whole.read().strip()  # it is a partition
     return number
 
 
 def _has_swap() -> bool:
-    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as f:
+    with contextlib.suppress(OSError), io.open("/proc/meminfo", encoding="ascii") as f:
         return any(line.startswith("SwapTotal:") and int(line.split()[1]) > 0 for line in f)
     return True

@@ -13,13 +13,11 @@ what the program made: `Gate`.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shlex
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 from .._cgroup import PREFIX
+from .._isolated import json, os, subprocess
 from .._outcome import Usage
 from .._ownership import named_owner, session_name, this_process
 from .._trace import trace

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
-import signal
-import time
 from itertools import filterfalse
 from typing import TYPE_CHECKING
 
+from .._isolated import io, os, signal, time
 from .._outcome import Usage
 from .._ownership import COOKIE, this_process
 from .._placement import Missing
@@ -271,11 +269,11 @@ class ProcessTree:
 
 def _memory_bytes(pid: int, inherited: int) -> int:
     """PSS of a process (proc_pid_smaps(5)); where it may not be read, how far RSS is above *inherited*; 0 if gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="utf-8", errors="replace") as f:
+    with contextlib.suppress(OSError), io.open(f"/proc/{pid}/smaps_rollup", encoding="utf-8", errors="replace") as f:
         for line in f:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", encoding="utf-8") as f:
+    with contextlib.suppress(OSError), io.open(f"/proc/{pid}/statm", encoding="utf-8") as f:
         return max(0, int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") - inherited)
     return 0
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import io
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from .._isolated import io, os
 
 if TYPE_CHECKING:
     from collections.abc import Callable

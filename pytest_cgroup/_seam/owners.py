@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from .._isolated import os
 
 if TYPE_CHECKING:
     from collections.abc import Callable

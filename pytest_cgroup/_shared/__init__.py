@@ -16,10 +16,9 @@ is known by its session, its process group, or by the number that it inherited i
 
 from __future__ import annotations
 
-import signal
-import time
 from typing import TYPE_CHECKING, Protocol
 
+from .._isolated import signal, time
 from .._process import signal_members, wait_gone
 from ..exceptions import CgroupError
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from typing import TYPE_CHECKING
 
 from .._cgroup import Cgroup
+from .._isolated import os, time
 from .._kernel_files import read_file
 from .._ownership import SHARED
 from .._recover import own_cgroup

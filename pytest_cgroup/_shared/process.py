@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from .. import _syscalls
+from .._isolated import os
 from .._ownership import PLACE, executed_with, this_process
 from .._process import ProcessId, children, descendants, has_children, kill_members, stat_fields
 

@@ -359,8 +359,9 @@ def test_root_whom_a_filter_forbids_everything(pytester: pytest.Pytester) -> Non
 
 
 _NO_CHILDREN_FILES = """
-import builtins, os, re
-real_open, real_exists = builtins.open, os.path.exists
+import re
+from pytest_cgroup._isolated import io, os
+real_open, real_exists = io.open, os.path.exists
 def is_hidden(path):
     hidden = isinstance(path, str) and re.fullmatch("/proc/.*/children", path)
     if hidden:
@@ -370,7 +371,7 @@ def open_(path, *more, **options):
     if is_hidden(path):
         raise FileNotFoundError(2, "hidden", path)
     return real_open(path, *more, **options)
-builtins.open = open_
+io.open = open_
 os.path.exists = lambda path: not is_hidden(path) and real_exists(path)
 """
 

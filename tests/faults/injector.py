@@ -1,9 +1,9 @@
 """Makes one call of ours to the kernel fail: the n-th in one process of a run, with an errno of its manual page.
 
-The seams are Python's: `os`, `signal`, `socket`, `builtins.open` and our own `_syscalls`. Of all who call these, our
-modules are counted alone. What a fork starts counts for itself, and is known by its role: pytest is ``"p"``, the first
-process that it forks ``"p.1"``, the second ``"p.2"``, the first process of that ``"p.2.1"``. So a run that does
-the same again makes the same calls, whoever is faster. The guard, a program of its own, is ``"g"``.
+The seams are Python's: `os`, `signal`, `socket`, `builtins.open`, our copies of them, and our own `_syscalls`. Of all
+who call these, our modules are counted alone. What a fork starts counts for itself, and is known by its role: pytest
+is ``"p"``, the first process that it forks ``"p.1"``, the second ``"p.2"``, the first process of that ``"p.2.1"``. So a
+run that does the same again makes the same calls, whoever is faster. The guard, a program of its own, is ``"g"``.
 
 EINTR is here for directories only: elsewhere Python itself calls again (PEP 475), and below that seam strace looks
 (`test_strace`).
@@ -115,12 +115,15 @@ def install(fault: tuple[str, int, int] | None, told: str, role: str = "p") -> N
     """
     _State.role, _State.fault, _State.told_path = role, fault, told
     _State.told = os.open(told, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    from pytest_cgroup import _isolated, _syscalls
+
     for module, names in _MODULES.items():
         for name in names:
             if hasattr(module, name):
-                setattr(module, name, _counted(name, getattr(module, name)))
-    builtins.open = _counted("open", builtins.open)
-    from pytest_cgroup import _syscalls
+                counted = _counted(name, getattr(module, name))
+                setattr(module, name, counted)  # psutil calls it there, and our modules call their own
+                setattr(getattr(_isolated, module.__name__, module), name, counted)
+    builtins.open = _isolated.io.open = _counted("open", builtins.open)
 
     for name in _ALWAYS:
         if hasattr(_syscalls, name):

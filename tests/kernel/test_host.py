@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
+from pytest_cgroup import _isolated
 from pytest_cgroup._backends import choose
 from pytest_cgroup._host import LIMIT_FILES, NAMESPACES, Host
 from pytest_cgroup._process import children
@@ -71,7 +71,7 @@ def test_a_uts_namespace_that_can_not_be_named_is_not_offered(host: Host, monkey
     def refuse(name: str) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(socket, "sethostname", refuse)
+    monkeypatch.setattr(_isolated.socket, "sethostname", refuse)
     refused = Host()
     assert not refused.capability("uts_ns").offered
     assert refused.capability("net_ns").offered == host.capability("net_ns").offered

@@ -267,7 +267,7 @@ def test_a_user_that_is_not_there(backend: str) -> None:
 def test_it_is_a_child_of_ours() -> None:
     with Container() as container:
         process = container.popen(["sh", "-c", "exit 5"])
-        assert type(process).__mro__[1] is subprocess.Popen
+        assert isinstance(process, subprocess.Popen)
         assert psutil.Process(process.pid).ppid() == os.getpid()
         assert os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1]) == 5
         process.returncode = 5

@@ -6,13 +6,13 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from pytest_cgroup import _isolated
 from pytest_cgroup import _syscalls as sc
 from pytest_cgroup._backends import choose
 from pytest_cgroup._cgroup import Cgroup
@@ -88,7 +88,7 @@ def test_one_who_is_about_to_leave_is_waited_for(
         shell.kill()
         shell.wait()
 
-    monkeypatch.setattr(time, "sleep", leave)
+    monkeypatch.setattr(_isolated.time, "sleep", leave)
     placement = Placement()
     placement._enable_in(stage.path, ["memory"])
     assert len(pauses) == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_cgroup import _isolated
 from pytest_cgroup._process import children, descendants
 from tests.kernel.contain import Lab, Tell, leak, on_process
 from tests.kernel.forked import forked
@@ -33,8 +34,8 @@ def without_children_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise FileNotFoundError(2, "No such file or directory", path)
         return real_open(path, *more, **options)
 
-    monkeypatch.setattr(builtins, "open", open_)
-    monkeypatch.setattr(os.path, "exists", lambda path: not is_hidden(path) and real_exists(path))
+    monkeypatch.setattr(_isolated.io, "open", open_)
+    monkeypatch.setattr(_isolated.os.path, "exists", lambda path: not is_hidden(path) and real_exists(path))
     return asked
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pytest_cgroup"
 _FLOORS = """
 exceptions _units _values _spec _outcome _told
 
-_trace _syscalls _wire _process _listening _kernel_files _kernel_text
+_isolated _trace _syscalls _wire _process _listening _kernel_files _kernel_text
 _refusal _cgroup_v1 _cgroup _cgroup_usage _ownership _lacking _systemd _placement
 _steps _identity _namespaces _veth
 _environment _remedies _host _reaper
@@ -44,6 +44,9 @@ NO_IO = {
 NO_IO_CALLS = ("open", "print", "input")
 PURE_OF_OS = {"strerror", "fspath", "PathLike", "path"}
 CGROUP_FILE = re.compile(r"/sys/fs/cgroup|^/?(cgroup|memory|pids|cpu|cpuacct|cpuset|io|blkio|freezer)\.[a-z_.]+$")
+#: what tests replace parts of: it is had from _isolated, but for programs that are executed without the package
+REPLACED = {"io", "json", "os", "select", "signal", "socket", "subprocess", "threading", "time"}
+PROGRAMS = ("_guard_process", "_http_probe")
 KERNEL_CALLS = {
     *("fork", "forkpty", "kill", "killpg", "pidfd_open", "pidfd_send_signal", "prlimit", "setgid", "setgroups"),
     *("setns", "setresgid", "setresuid", "setrlimit", "setuid", "unshare", "waitid"),
@@ -71,6 +74,14 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int]]:
             yield from ((f"{name}.{alias.name}" if not node.module else name, node.lineno) for alias in node.names)
 
 
+def lines_of_modules(tree: ast.AST) -> set[int]:
+    """The lines of ``import x``, but for those of a type checker: there the module itself is meant."""
+    conditions = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    typed = [node for node in conditions if ast.unparse(node.test) == "TYPE_CHECKING"]
+    of_types = {line for node in typed for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    return {node.lineno for node in ast.walk(tree) if isinstance(node, ast.Import)} - of_types
+
+
 def docstrings(tree: ast.AST) -> set[int]:
     """Identities of the constants that are docstrings."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -86,6 +97,7 @@ def faults(module: str, source: str, package: str = "pytest_cgroup") -> list[str
     floor = place[0]
     tree = ast.parse(source)
     found = []
+    executed = lines_of_modules(tree)
     for name, line in imports(tree, package):
         top, *rest = name.split(".")
         if top == "pytest_cgroup":
@@ -105,6 +117,8 @@ def faults(module: str, source: str, package: str = "pytest_cgroup") -> list[str
             found.append(f"{line}: {top} below floor 3")
         if floor == 0 and (top in NO_IO or top not in {*sys.stdlib_module_names, "pytest_cgroup"}):
             found.append(f"{line}: {top} on the pure floor")
+        if floor and top in REPLACED and module not in PROGRAMS and line in executed:
+            found.append(f"{line}: {top} is had from _isolated")
         if floor == 3 and rest[:1] == ["_syscalls"]:
             found.append(f"{line}: a system call on floor 3")
     return found + _faults_of_calls(tree, floor) + _faults_of_paths(tree, floor)
@@ -158,6 +172,8 @@ def test_there_are_modules_to_check() -> None:
     [
         ("_novel", "", "stands on no floor"),
         ("_units", "from ._cgroup import Cgroup", "not below"),
+        ("_process", "import os", "had from _isolated"),
+        ("_process", "def f():\n    import time", "had from _isolated"),
         ("_units", "def f():\n    from pytest_cgroup import _spec", "not below"),
         ("exceptions", "from . import _units", "not below"),
         ("_cgroup", "from pytest_cgroup import Container", "not below"),

@@ -23,8 +23,9 @@ def status(name: str) -> str:
 
 
 def test_importing_loads_nothing() -> None:
-    path = str(Path(sc.__file__).parent)
-    code = f"import sys; sys.path.insert(0, {path!r}); import _syscalls; assert 'ctypes' not in sys.modules"
+    package = "package = types.ModuleType('pytest_cgroup'); sys.modules['pytest_cgroup'] = package"
+    path = f"package.__path__ = [{str(Path(sc.__file__).parent)!r}]"
+    code = f"import sys, types; {package}; {path}; import pytest_cgroup._syscalls; assert 'ctypes' not in sys.modules"
     subprocess.run([sys.executable, "-I", "-c", code], check=True)
 
 
