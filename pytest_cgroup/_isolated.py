@@ -42,7 +42,7 @@ def _copy(module: ModuleType) -> ModuleType:
 
 def _rebound(value: object, module: ModuleType, inside: dict[str, object]) -> object:
     if isinstance(value, ModuleType) and value.__name__ in _NAMES:
-        return __getattr__(value.__name__)
+        return _had(value.__name__)
     if isinstance(value, FunctionType) and value.__globals__ is vars(module):
         function = FunctionType(value.__code__, inside, value.__name__, value.__defaults__, value.__closure__)
         function.__kwdefaults__ = value.__kwdefaults__
@@ -55,16 +55,20 @@ def _rebound(value: object, module: ModuleType, inside: dict[str, object]) -> ob
 
 def are_threads_replaced() -> bool:
     """Whether somebody has put something else in the place of threads."""
-    return vars(sys.modules["threading"])["get_ident"] is not __getattr__("threading").get_ident
+    return vars(sys.modules["threading"])["get_ident"] is not _had("threading").get_ident
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Of those that nobody had imported yet."""
+def _had(name: str) -> ModuleType:
+    """The copy, made now if there is none."""
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault(name, _copy(__import__(name)))  # type: ignore[no-any-return]
+    if name not in globals():
+        globals()[name] = _copy(__import__(name))
+    return globals()[name]  # type: ignore[no-any-return]
 
 
 for _name in _NAMES:
     if _name in sys.modules:
-        __getattr__(_name)
+        _had(_name)
+if not TYPE_CHECKING:  # which takes any name for one of a module that has this
+    __getattr__ = _had
