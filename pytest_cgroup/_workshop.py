@@ -115,9 +115,9 @@ class Workshop:
             self._warned_of_threads = True
             item.warn(
                 ContainedWarning(
-                    f"a contained test is forked while other threads live ({', '.join(names[:5])}): a lock that one of "
-                    "them holds stays locked in the test. Stop them before, start them in the test, "
-                    "or give the test a timeout"
+                    f"a contained test is forked while other threads live ({', '.join(names[:5])}): they do not run in "
+                    "the test, and a lock that one of them holds stays locked there. Stop them before, start them in "
+                    "the test, or give the test a timeout"
                 )
             )
 

@@ -498,5 +498,5 @@ def test_b(): pass
 """
     result = run(pytester, source)
     assert result.counts == {"passed": 3, "warning": 1}
-    assert "forked while other threads live (one, two)" in result.text
+    assert "forked while other threads live (one, two): they do not run in the test" in result.text
     assert "isolation=" in result.text or "timeout" in result.text, "the remedy"
