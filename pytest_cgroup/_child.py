@@ -92,7 +92,8 @@ class Child:
     @property
     def stack(self) -> str | None:
         """The Python stacks that it dumped, if it did."""
-        return self._stack_text.decode(errors="replace").strip() or None
+        whole_lines = self._stack_text[: self._stack_text.rfind(b"\n") + 1]  # it may have been killed within one
+        return whole_lines.decode(errors="replace").strip() or None
 
     @property
     def family(self) -> dict[int, tuple[str, ...]]:
@@ -288,11 +289,12 @@ class Child:
         """Before a kill at a deadline: where is it? It has half a second to say; no Python needs to run for that."""
         self.container.signal(DUMP_SIGNAL)
         deadline = time.monotonic() + 0.5
-        while (left := deadline - time.monotonic()) > 0 and readable(self._stacks, seconds=left):
+        pause = 0.5
+        while (left := deadline - time.monotonic()) > 0 and readable(self._stacks, seconds=min(left, pause)):
             before = len(self._stack_text)
             if not self._read_stacks() or len(self._stack_text) == before:
                 break
-            deadline = min(deadline, time.monotonic() + 0.02)  # it is talking: what follows comes at once
+            pause = 0.02 if self._stack_text.endswith(b"\n") else 0.5  # it is talking: the next line comes at once
 
     def watch_end(self) -> None:
         """Wait until it has ended, for a while."""
