@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: as many descriptors as we open at once, whatever there is to signal or to wait for: a soft limit may be 256
 _MOST_PIDFDS = 64
+#: their handlers may raise
+_RAISE = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,7 @@ def readable(*fds: int, seconds: float | None = 0.0) -> list[int]:
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+    ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000) or poll.poll(0)}  # EINTR, time over
     return [fd for fd in fds if fd in ready]
 
 
@@ -400,14 +402,30 @@ def _parent_chain(process: object, until: int) -> Iterator[str]:
 
 
 def fork() -> int:
-    """os.fork() without Python 3.12's warning of other threads: who forks here says it better, and once."""
+    """os.fork() without Python 3.12's warning of other threads: who forks here says it better, and once.
+
+    What a signal's handler raises, Ctrl-C's for one, is raised from here, and there is no child then. It may not come
+    while os.fork() calls what was given to os.register_at_fork: what is raised there is dropped.
+    """
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        if pid := os.fork():
-            trace("fork: pid %d", pid)
-        return pid
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _RAISE)
+    pid = -1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+    finally:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except BaseException:
+            if pid > 0:
+                os.kill(pid, SIGKILL)
+                os.waitpid(pid, 0)
+            raise
+    if pid:
+        trace("fork: pid %d", pid)
+    return pid
 
 
 def set_rlimits(limits: Mapping[str, tuple[int | str, int | str]]) -> None:

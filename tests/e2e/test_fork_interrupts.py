@@ -305,3 +305,25 @@ def test_it():
             process.kill()
             process.wait()
     assert "in test_it" in Path(pytester.path, "out").read_text()
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+@pytest.mark.parametrize("backend", [pytest.param("cgroup", marks=pytest.mark.requires("cgroup")), "process"])
+def test_ctrl_c_in_a_fork(pytester: pytest.Pytester, backend: str, number: int) -> None:
+    """What is raised by a function that os.fork() calls is dropped by Python; so it may not come there."""
+    source = f"""
+PYTEST, forks = os.getpid(), []
+def interrupt():
+    forks.append(os.getpid())
+    if len(forks) == {number} and forks[-1] == PYTEST: os.kill(PYTEST, signal.SIGINT)
+os.register_at_fork(after_in_parent=interrupt)
+pytestmark = contained
+def test_a(): time.sleep(0.2)
+def test_b(): time.sleep(0.2)
+def test_c(): time.sleep(0.2)
+def test_d(): time.sleep(0.2)
+"""
+    result = run(pytester, source, f"--cgroup-backend={backend}")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "KeyboardInterrupt" in result.text
+    assert "Exception ignored" not in result.text

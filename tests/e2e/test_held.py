@@ -74,10 +74,12 @@ def test_it(): (HERE / "begun").touch()
 
 def test_it_is_killed_meanwhile(pytester: pytest.Pytester, backend: str) -> None:
     source = """
+def is_next(process):
+    return process.name() == psutil.Process().name() and process.create_time() > psutil.Process().create_time()
 def test_kills():
-    for process in psutil.Process(PYTEST).children(recursive=True):
-        if process.name() == psutil.Process().name() and process.create_time() > psutil.Process().create_time():
-            process.kill()
+    while not (those := [one for one in psutil.Process(PYTEST).children(recursive=True) if is_next(one)]):
+        time.sleep(0.01)
+    for process in those: process.kill()
 def test_it(): assert 0, "it was not killed"
 """
     result = held(pytester, source, backend)
