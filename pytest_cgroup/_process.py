@@ -25,7 +25,7 @@ SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: as many descriptors as we open at once, whatever there is to signal or to wait for: a soft limit may be 256
 _MOST_PIDFDS = 64
 #: their handlers may raise
-_RAISE = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+_RAISE = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)}
 
 
 @dataclass(frozen=True, slots=True)
