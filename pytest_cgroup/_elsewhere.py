@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import psutil
 
 from . import _exempt
+from ._description import ask, describe
 from ._held import held_pids
 from ._isolated import os, time
 from ._owners import Owner
-from ._process import ask, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -6,10 +6,10 @@ import contextlib
 import warnings
 from typing import TYPE_CHECKING
 
+from ._description import describe
 from ._exempt import is_launcher
 from ._isolated import os
 from ._outcome import Leak
-from ._process import describe
 from .exceptions import ContainedWarning, ContainerError
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from . import _station, _watcher
 from ._asked import parse_change, safe_name
 from ._backends import refuse_what_is_missing
 from ._container import KILL_SECONDS, SETTLE_SECONDS
+from ._description import describe
 from ._events import Events
 from ._isolated import os, signal, threading, time
 from ._outcome import Leak, Outcome, Usage
-from ._process import describe, lineage
+from ._process import lineage
 from ._spawn import Spawner
 from ._trace import trace
 from ._visit import adopt

@@ -14,10 +14,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from . import _exempt
+from ._description import describe
 from ._held import held_pids
 from ._isolated import os, threading, time
 from ._origins import Origins, new_list, placed, trace
-from ._process import describe, lineage, reap, stat_fields
+from ._process import lineage, reap, stat_fields
 from ._shared import ask_to_end, settle
 from .exceptions import CgroupError
 

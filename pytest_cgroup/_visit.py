@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ._backends.cgroup import CgroupTree
 from ._cgroup import Cgroup
 from ._container import KILL_SECONDS
+from ._description import describe
 from ._events import Events
 from ._isolated import os, signal
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
 from ._outcome import Outcome, Usage
-from ._process import ProcessId, describe
+from ._process import ProcessId
 from ._spec import Spec
 from .exceptions import ContainerError
 
