@@ -20,7 +20,7 @@ from . import _cgroup_v1 as v1
 from ._isolated import os, select, time
 from ._kernel_files import mkdir, read_file, read_record, rmdir, words, write_file
 from ._kernel_text import flat_keyed
-from ._process import SIGKILL, signal_members, wait_gone
+from ._process import SIGKILL, process_of, signal_members, wait_gone
 from ._refusal import refused
 from ._trace import trace
 from .exceptions import ContainerError
@@ -33,6 +33,8 @@ PREFIX = "pytest-cgroup-"
 _GONE = (errno.ENOENT, errno.ENODEV)
 #: as often rmdir is tried again after any refusal but EBUSY
 _MOST_REFUSALS = 5
+#: how long who was killed may take before he is killed in another way
+_A_MOMENT = 0.05
 #: they change while they are read, and `pids` knows better
 _LISTS = frozenset(("cgroup.procs", "cgroup.threads", "tasks"))
 
@@ -178,6 +180,8 @@ class Cgroup:
         for directory in self.directories[:1]:
             for path in _tree(directory):
                 found.update(dict.fromkeys(_members(path)))
+        if not found and self.unified:
+            found = dict.fromkeys(_of_threads(self.unified))
         return list(found)
 
     @property
@@ -257,6 +261,9 @@ class Cgroup:
                 if not self.populated:
                     return True
                 self.kill()
+                if self.wait_empty(min(_A_MOMENT, max(0.0, deadline - time.monotonic()))):
+                    return True
+                self.signal(SIGKILL)  # cgroup.kill asks the first thread of each, and passes over one that has ended
                 if self.wait_empty(min(0.5, max(0.0, deadline - time.monotonic()))):
                     return True
             except (OSError, ContainerError):
@@ -369,6 +376,12 @@ def _members(directory: str) -> list[int]:
         if answer.errno not in _GONE:
             break
     raise answer
+
+
+def _of_threads(directory: str) -> list[int]:
+    """Whose threads are in it, or below it: a process that was moved when its first had ended is listed elsewhere."""
+    threads = [word for path in _tree(directory) for word in words(f"{path}/cgroup.threads")]
+    return [pid for thread in threads if (pid := process_of(int(thread)))]
 
 
 def remove_quietly(directory: str) -> None:

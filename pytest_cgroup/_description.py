@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ._isolated import os, time
 from ._outcome import Leak
-from ._process import ProcessId, comm
+from ._process import ProcessId, comm, living_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import psutil
 
 
 def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) -> Leak | None:
@@ -23,10 +21,10 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
     import psutil  # 20 ms of import that a session without a leak need not pay
 
     try:
-        process = psutil.Process(pid)
+        process = psutil.Process(living_thread(pid))
         status = process.status()
         zombie = status == psutil.STATUS_ZOMBIE
-        age = _age_seconds(process)
+        age = _age_seconds(pid)
     except psutil.NoSuchProcess:
         return None
     except (psutil.Error, OSError):  # that it is there is known, and no more
@@ -51,11 +49,13 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
         )
 
 
-def _age_seconds(process: psutil.Process) -> float | None:
+def _age_seconds(pid: int) -> float | None:
     """From the start in clock ticks since boot: psutil adds those to a time of boot in whole seconds."""
+    import psutil
+
     if not hasattr(time, "CLOCK_BOOTTIME"):  # not Linux
-        return round(max(0.0, time.time() - process.create_time()), 3)
-    identity = ProcessId.of(process.pid)
+        return round(max(0.0, time.time() - psutil.Process(pid).create_time()), 3)
+    identity = ProcessId.of(pid)
     if identity is None:
         return None
     return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start_time / os.sysconf("SC_CLK_TCK")), 3)

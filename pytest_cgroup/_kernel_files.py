@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 
 from ._isolated import os
 from ._trace import listens, target, trace
@@ -83,9 +84,14 @@ def read_words(path: str) -> list[str]:
 def move_all(source: str, target: str) -> list[int]:
     """Move every process of the cgroup *source* to *target*, those that fork meanwhile too; who could not be moved.
 
-    0 is a process of another pid namespace: it is there, but has no number here.
+    0 is a process of another pid namespace: it is there, but has no number here. v2 lists a process where its first
+    thread is, or has ended, wherever the others were moved since: whether all are gone is known by the threads.
     """
-    while pids := [int(word) for word in words(f"{source}/cgroup.procs")]:
+    living = "cgroup.threads" if os.path.exists(f"{source}/cgroup.threads") else "cgroup.procs"
+    for listed in itertools.chain(("cgroup.procs",), itertools.repeat(living)):
+        pids = [int(word) for word in words(f"{source}/{listed}")]
+        if not pids and listed == living:
+            break
         if not all(pids):  # writing 0 would move us
             return pids
         try:

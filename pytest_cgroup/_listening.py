@@ -9,6 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from ._isolated import io, os
+from ._process import living_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,9 +61,10 @@ def hold(pids: Iterable[int], inodes: set[str]) -> bool | None:
     wanted, unseen = {f"socket:[{inode}]" for inode in inodes}, False
     for pid in pids:
         try:
-            for fd in os.listdir(f"/proc/{pid}/fd"):
+            files = f"/proc/{living_thread(pid)}/fd"
+            for fd in os.listdir(files):
                 with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") in wanted:
+                    if os.readlink(f"{files}/{fd}") in wanted:
                         return True
         except PermissionError:
             unseen = True

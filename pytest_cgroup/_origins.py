@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ._isolated import io, os, threading, time
-from ._process import comm, stat_fields
+from ._process import comm, living_thread, stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -268,7 +268,7 @@ def _ancestry(pid: int, fields: list[str]) -> list[int]:
 def command_line(pid: int) -> tuple[str, ...]:
     """The arguments of a process; () when it is gone, or a zombie."""
     try:
-        with io.open(f"/proc/{pid}/cmdline", "rb") as f:
+        with io.open(f"/proc/{living_thread(pid)}/cmdline", "rb") as f:
             return tuple(word.decode(errors="replace") for word in f.read().rstrip(b"\0").split(b"\0"))
     except OSError:
         return ()

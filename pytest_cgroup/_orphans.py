@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ._isolated import os, time
 from ._kernel_files import read_file
 from ._ownership import owner_in_place, owner_of
-from ._process import SIGKILL, descendants, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
+from ._process import SIGKILL, descendants, has_ended, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -123,7 +123,7 @@ def _table() -> list[int]:
 
 def _living(pids: Iterable[int]) -> list[int]:
     found = [pid for pid in dict.fromkeys(pids) if pid != os.getpid()]
-    return [pid for pid in found if (fields := stat_fields(pid)) and fields[0] not in ("Z", "X")]
+    return [pid for pid in found if (fields := stat_fields(pid)) and not has_ended(fields)]
 
 
 def name_of(pid: int) -> str:

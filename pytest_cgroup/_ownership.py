@@ -17,6 +17,7 @@ The process backend has no directory to sign. There each contained process gets 
 from __future__ import annotations
 
 import binascii
+import contextlib
 import errno
 import re
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from . import _syscalls
 from ._cgroup import PREFIX
 from ._isolated import io, json, os
-from ._process import ProcessId
+from ._process import ProcessId, living_thread
 
 #: in a session's cgroup on v2: where pytest itself stands, and the guard
 LEAF = "main"
@@ -206,11 +207,20 @@ def executed_with(pid: int, variable: str) -> str | None:
     """
     prefix = variable.encode() + b"="
     try:
-        with io.open(f"/proc/{pid}/environ", "rb") as f:
-            words = f.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        text = _environment(pid)
+        if not text and (thread := living_thread(pid)) != pid:  # its first thread has ended
+            text = _environment(thread)
+    except PermissionError:
         return None
+    words = text.split(b"\0")
     return next((word[len(prefix) :].decode(errors="replace") for word in words if word.startswith(prefix)), None)
+
+
+def _environment(pid: int) -> bytes:
+    """Nothing of who is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), io.open(f"/proc/{pid}/environ", "rb") as f:
+        return f.read()
+    return b""
 
 
 def _own_namespaces() -> tuple[int, int]:

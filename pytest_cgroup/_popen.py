@@ -18,7 +18,7 @@ from . import _syscalls, _trace
 from ._isolated import os, signal, socket, subprocess, threading, time
 from ._kernel_files import read_record
 from ._launcher import receive, send
-from ._process import readable, stat_fields
+from ._process import has_ended, readable, stat_fields
 from ._program import BIRTHPLACE, CWD, DOOR, ERRORS, NOT_ENTERED, TOLD
 from .exceptions import ContainerError
 
@@ -394,7 +394,7 @@ def _has_begun(pid: int) -> bool:
     """Whether it executes its program, or was killed before; whom vfork(2) kept goes on before either is to be seen."""
     with contextlib.suppress(OSError):  # it lives, or its end is told as any other's
         while (fields := stat_fields(pid)) and int(fields[6]) & _PF_FORKNOEXEC:
-            if fields[0] in ("Z", "X"):
+            if has_ended(fields):
                 return False
             time.sleep(0.0001)
     return True

@@ -16,7 +16,7 @@ from ._trace import trace
 from .exceptions import ContainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: as many descriptors as we open at once, whatever there is to signal or to wait for: a soft limit may be 256
@@ -66,7 +66,7 @@ class ProcessId:
             return False
         except OSError:
             return None
-        return int(fields[19]) == self.start_time and fields[0] not in ("Z", "X")
+        return int(fields[19]) == self.start_time and not has_ended(fields)
 
 
 def stat_fields(pid: int) -> list[str] | None:
@@ -86,10 +86,34 @@ def _read_stat(pid: int) -> list[str]:
         return f.read().rpartition(")")[2].split()
 
 
+def has_ended(fields: Sequence[str]) -> bool:
+    """By its fields of /proc/PID/stat, whether the process has: Z is shown, too, of whom only the first thread has."""
+    return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
+
+
 def is_zombie(pid: int) -> bool:
     """Whether the process has ended and waits to be reaped."""
     fields = stat_fields(pid)
-    return fields is not None and fields[0] == "Z"
+    return fields is not None and has_ended(fields)
+
+
+def living_thread(pid: int) -> int:
+    """*pid*, or, where the first thread has ended and others go on, the number of another one.
+
+    /proc shows the memory, files, environment and arguments of a process as a thread's, and of an ended one's none.
+    """
+    fields = stat_fields(pid)
+    if fields and fields[0] == "Z" and not has_ended(fields):
+        with contextlib.suppress(OSError):
+            return next((int(name) for name in os.listdir(f"/proc/{pid}/task") if name != str(pid)), pid)
+    return pid
+
+
+def process_of(thread: int) -> int | None:
+    """The process that a thread is one of (Tgid, proc_pid_status(5)); None when it is gone."""
+    with contextlib.suppress(OSError), io.open(f"/proc/{thread}/status", encoding="utf-8", errors="replace") as f:
+        return next((int(line.split()[1]) for line in f if line.startswith("Tgid:")), None)
+    return None
 
 
 def switches(pids: Iterable[int]) -> dict[int, str] | None:

@@ -21,7 +21,7 @@ from ._isolated import json, os, signal, time
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
 from ._ownership import LEAF, SHARED, is_session, is_slice, owner_of
-from ._process import stat_fields
+from ._process import has_ended, stat_fields
 from ._units import format_size, parse_count
 from ._values import parse_grace
 
@@ -134,7 +134,7 @@ def _without_cgroup(now: float, *, everybody: bool) -> list[Row]:
     ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     rows = []
     for made_by, pids in members.items():
-        living = [fields for pid in pids if (fields := stat_fields(pid)) and fields[0] not in ("Z", "X")]
+        living = [fields for pid in pids if (fields := stat_fields(pid)) and not has_ended(fields)]
         if living:
             rows.append(
                 Row(

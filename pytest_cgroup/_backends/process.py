@@ -19,7 +19,16 @@ from .._isolated import io, os, signal, time
 from .._outcome import Usage
 from .._ownership import COOKIE, this_process
 from .._placement import Missing
-from .._process import ProcessId, descendants, kill_members, signal_members, stat_fields, wait_gone
+from .._process import (
+    ProcessId,
+    descendants,
+    has_ended,
+    kill_members,
+    living_thread,
+    signal_members,
+    stat_fields,
+    wait_gone,
+)
 from . import missing_identity, missing_namespaces
 
 if TYPE_CHECKING:
@@ -180,7 +189,7 @@ class ProcessTree:
         ended: set[int] = set()
         while True:
             found = [pid for pid in self._below() if pid not in self._apart]
-            living = [pid for pid in found if (fields := stat_fields(pid)) and fields[0] not in ("Z", "X")]
+            living = [pid for pid in found if (fields := stat_fields(pid)) and not has_ended(fields)]
             if living or ended.issuperset(found):
                 return living
             ended.update(found)
@@ -269,11 +278,12 @@ class ProcessTree:
 
 def _memory_bytes(pid: int, inherited: int) -> int:
     """PSS of a process (proc_pid_smaps(5)); where it may not be read, how far RSS is above *inherited*; 0 if gone."""
-    with contextlib.suppress(OSError), io.open(f"/proc/{pid}/smaps_rollup", encoding="utf-8", errors="replace") as f:
+    one = living_thread(pid)
+    with contextlib.suppress(OSError), io.open(f"/proc/{one}/smaps_rollup", encoding="utf-8", errors="replace") as f:
         for line in f:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError), io.open(f"/proc/{pid}/statm", encoding="utf-8") as f:
+    with contextlib.suppress(OSError), io.open(f"/proc/{one}/statm", encoding="utf-8") as f:
         return max(0, int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") - inherited)
     return 0
 

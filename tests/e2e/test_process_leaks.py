@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 
 from tests.e2e.inner import run
-from tests.e2e.leaving import NAMES, WAYS, is_alive, leaks, pid_of, section, survivors, watch
+from tests.e2e.leaving import NAMES, WAYS, is_alive, kill, leaks, pid_of, section, survivors, watch
+from tests.kernel.contain import PROGRAMS
 
 backends = pytest.mark.parametrize("backend", ["auto", "process"])
 
@@ -58,6 +60,31 @@ def test_with_the_option_off_the_leak_survives(pytester: pytest.Pytester) -> Non
         assert list(survivors(pytester)) == ["it"]
     assert result.counts == {"passed": 2}
     assert section(result) == ""
+
+
+@backends
+@pytest.mark.parametrize("mode", ["off", "fail"])
+def test_one_whose_first_thread_has_ended(pytester: pytest.Pytester, backend: str, mode: str) -> None:
+    """A zombie by its state: it is none, and its arguments and its directory are another thread's to tell."""
+    source = f"""
+def test_it():
+    argv = [sys.executable, {str(PROGRAMS / "leaker.py")!r}, "leaderless", "1"]
+    with open("it.pid", "w") as told:
+        subprocess.run(argv, stdout=told, check=True)
+def test_other(): pass
+"""
+    result = watch(pytester, source, f"--cgroup-backend={backend}", f"--process-leaks={mode}")
+    pid = pid_of(pytester, "it")
+    lived = len(os.listdir(f"/proc/{pid}/task")) > 1 if os.path.exists(f"/proc/{pid}") else False
+    if lived:
+        kill(pid)
+    assert lived == (mode == "off")
+    if mode == "fail":
+        (leak,) = leaks(result.junit)
+        assert leak["pid"] == pid
+        assert leak["argv"][1:3] == [str(PROGRAMS / "leaker.py"), "leaderless"]
+        assert leak["cwd"] == str(pytester.path)
+        assert f"pid {pid}: " in section(result)
 
 
 @pytest.mark.parametrize("given", ["ini", "command line"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import select
@@ -39,8 +40,10 @@ def forked(function: Callable[[], T]) -> T:
                 break
             text += chunk
         else:
+            where = _python_stack(child, reader)
             os.kill(child, signal.SIGKILL)
-            text = pickle.dumps((False, TimeoutError(f"no answer within {DEADLINE_SECONDS:g} s"), ""))
+            said = f"no answer within {DEADLINE_SECONDS:g} s, but {text!r}, and here it was:\n{where}"
+            text = pickle.dumps((False, TimeoutError(said), ""))
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
@@ -51,6 +54,14 @@ def forked(function: Callable[[], T]) -> T:
         value.add_note(trace)
         raise value
     return value  # type: ignore[no-any-return]
+
+
+def _python_stack(child: int, reader: int) -> str:
+    os.kill(child, signal.SIGRTMAX)
+    said = b""
+    while select.select([reader], [], [], 1.0)[0] and (chunk := os.read(reader, 65536)):
+        said += chunk
+    return said.decode(errors="replace") or "it does not say"
 
 
 def on(cgroup: Cgroup, function: Callable[[], T]) -> T:
@@ -66,6 +77,7 @@ def on(cgroup: Cgroup, function: Callable[[], T]) -> T:
 def _answer(function: Callable[[], object], writer: int) -> NoReturn:
     try:
         sc.set_pdeathsig(signal.SIGKILL)  # a parent that gave up takes all below with it
+        faulthandler.register(signal.SIGRTMAX, writer)
         os.chdir("/")  # where pytest runs may be root's alone, or lie below a /tmp that is to become private
         try:
             text = pickle.dumps((True, function(), ""))

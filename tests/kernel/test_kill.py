@@ -18,8 +18,8 @@ from pytest_cgroup._process import ProcessId, own_zombies, send_signal, wait_gon
 from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS, Lab, Tell, identity, leak, nothing, on_cgroup
 from tests.kernel.forked import forked
 
-KINDS = ["background", "setsid", "double_fork", "sigterm", "stopped", "traced", "zombie"]
-ESCAPES = ["setsid", "double_fork", "sigterm", "stopped", "traced"]
+KINDS = ["background", "setsid", "double_fork", "sigterm", "stopped", "traced", "leaderless", "zombie"]
+ESCAPES = ["setsid", "double_fork", "sigterm", "stopped", "traced", "leaderless"]
 
 
 @pytest.mark.parametrize("kind", ESCAPES)

@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 
 PTRACE_TRACEME = 0
 SECONDS = 120
@@ -91,6 +93,37 @@ def listening() -> list[int]:
     """One that listens on a TCP port, which comes last in the answer."""
     server = socket.create_server(("127.0.0.1", 0))
     return [child(), server.getsockname()[1]]
+
+
+def leaderless() -> list[int]:
+    """One whose first thread, the thread group's leader, ended by pthread_exit(3), and another goes on."""
+
+    def go_on() -> None:
+        with open(f"/proc/{os.getpid()}/stat") as stat:
+            while stat.read().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.001)
+                stat.seek(0)
+        os.write(writer, b"!")
+        time.sleep(SECONDS)
+
+    def end_the_first() -> None:
+        os.setsid()
+        signal.alarm(SECONDS)
+        threading.Thread(target=go_on).start()
+        ctypes.CDLL(None).pthread_exit(None)
+
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        end_the_first()
+    os.read(reader, 1)
+    return [pid]
+
+
+def leaderless_server() -> list[int]:
+    """The same, with a socket that listens; the inode of that comes last in the answer."""
+    server = socket.create_server(("127.0.0.1", 0))
+    return [*leaderless(), os.fstat(server.fileno()).st_ino]
 
 
 def zombie() -> list[int]:
