@@ -17,7 +17,6 @@ The process backend has no directory to sign. There each contained process gets 
 from __future__ import annotations
 
 import binascii
-import contextlib
 import errno
 import re
 from dataclasses import dataclass
@@ -206,21 +205,20 @@ def executed_with(pid: int, variable: str) -> str | None:
         OSError: as `owner_of`.
     """
     prefix = variable.encode() + b"="
-    try:
-        text = _environment(pid)
-        if not text and (thread := living_thread(pid)) != pid:  # its first thread has ended
-            text = _environment(thread)
-    except PermissionError:
-        return None
+    text = _environment(pid)
+    if not text and (thread := living_thread(pid)) != pid:  # its first thread has ended
+        text = _environment(thread)
     words = text.split(b"\0")
     return next((word[len(prefix) :].decode(errors="replace") for word in words if word.startswith(prefix)), None)
 
 
 def _environment(pid: int) -> bytes:
-    """Nothing of who is gone."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), io.open(f"/proc/{pid}/environ", "rb") as f:
-        return f.read()
-    return b""
+    """Nothing of who is gone, or another user's, as what has ended is root's."""
+    try:
+        with io.open(f"/proc/{pid}/environ", "rb") as f:
+            return f.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
 
 
 def _own_namespaces() -> tuple[int, int]:
