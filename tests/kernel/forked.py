@@ -19,6 +19,7 @@ from pytest_cgroup._namespaces import Namespaces, enter_user_namespace, set_up, 
 T = TypeVar("T")
 ORDINARY = 61_235  # no account, and not 65534, which in a user namespace also stands for "not mapped"
 DEADLINE_SECONDS = 60.0
+_PARTS = 6  # of it: a machine that stands still for a while takes one
 
 
 class ChildDied(Exception):
@@ -34,11 +35,14 @@ def forked(function: Callable[[], T]) -> T:
         _answer(function, writer)
     os.close(writer)
     try:
-        text = b""
-        while select.select([reader], [], [], DEADLINE_SECONDS)[0]:
-            if not (chunk := os.read(reader, 65536)):
+        text, waited = b"", 0
+        while waited < _PARTS:
+            if not select.select([reader], [], [], DEADLINE_SECONDS / _PARTS)[0]:
+                waited += 1
+            elif chunk := os.read(reader, 65536):
+                text += chunk
+            else:
                 break
-            text += chunk
         else:
             where = _python_stack(child, reader)
             os.kill(child, signal.SIGKILL)
