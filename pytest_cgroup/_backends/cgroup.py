@@ -65,7 +65,11 @@ class CgroupBackend:
     def describe(self) -> str:
         placement = self.host.placement
         lacking = [field for field in LIMIT_FILES if field != "oom_group" and not self.host.capability(field).offered]
-        text = f"cgroup {placement.kind} at {self.session.path}"
+        where = self.session.path
+        if placement.base is not None:  # on v1 it may be one of a single hierarchy
+            base = os.path.normpath(placement.base)
+            where = next((one for one in self.session.directories if os.path.dirname(one).endswith(base)), where)
+        text = f"cgroup {placement.kind} at {where}"
         return text + (f" (can't enforce: {', '.join(lacking)})" if lacking else "")
 
     def missing(self, spec: Spec) -> list[tuple[str, Missing]]:
