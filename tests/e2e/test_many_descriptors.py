@@ -15,7 +15,7 @@ MANY = [os.open("/dev/null", os.O_RDONLY) for _ in range({_MANY})]
 def test_pass(): print("x" * 200_000)
 @contained
 def test_leaks(): subprocess.Popen(["sleep", "119"], start_new_session=True)
-@contained(timeout=1)
+@contained(timeout=5)
 def test_hangs(): time.sleep(60)
 def test_library(contained):
     assert contained.run(["true"]).returncode == 0
@@ -47,7 +47,7 @@ def test_all_is_as_ever(pytester: pytest.Pytester, backend: str, arguments: tupl
 
 def test_in_place(pytester: pytest.Pytester) -> None:
     source = _SOURCE.replace("@contained\n", "").replace(
-        "@contained(timeout=1)\ndef test_hangs(): time.sleep(60)\n", ""
+        "@contained(timeout=5)\ndef test_hangs(): time.sleep(60)\n", ""
     )
     result = run(pytester, source, "--process-leaks=fail", prefix=("prlimit", f"--nofile={2 * _MANY}"))
     assert result.counts == {"passed": 4, "error": 1}
