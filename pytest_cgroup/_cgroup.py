@@ -34,7 +34,7 @@ _GONE = (errno.ENOENT, errno.ENODEV)
 #: as often rmdir is tried again after any refusal but EBUSY
 _MOST_REFUSALS = 5
 #: how long who was killed may take before he is killed in another way
-_A_MOMENT = 0.05
+_A_MOMENT = 0.2
 #: they change while they are read, and `pids` knows better
 _LISTS = frozenset(("cgroup.procs", "cgroup.threads", "tasks"))
 

@@ -102,9 +102,8 @@ def living_thread(pid: int) -> int:
 
     /proc shows the memory, files, environment and arguments of a process as a thread's, and of an ended one's none.
     """
-    fields = stat_fields(pid)
-    if fields and fields[0] == "Z" and not has_ended(fields):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # what is asked of it next says so
+        if (fields := stat_fields(pid)) and fields[0] == "Z" and not has_ended(fields):
             return next((int(name) for name in os.listdir(f"/proc/{pid}/task") if name != str(pid)), pid)
     return pid
 
