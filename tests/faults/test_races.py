@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -77,21 +77,25 @@ def cgroup() -> Iterator[Cgroup]:
 @pytest.mark.requires("cgroup")
 def test_forks_that_slip_through_the_kill(cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels before the fix let a fork slip through: it is killed again, and again, until nobody is there."""
-    kill, kills, slipped = Cgroup.kill, [], []
+    kills, slipped = [], []
 
-    def leaky(self: Cgroup) -> None:
-        kill(self)
-        kills.append(1)
-        if len(kills) < 4:
-            process = subprocess.Popen(["sleep", "120"])
-            slipped.append(process)
-            self.adopt(process.pid)
+    def leaky(way: Callable[..., None]) -> Callable[..., None]:
+        def kill(self: Cgroup, *number: int) -> None:
+            way(self, *number)
+            kills.append(1)
+            if len(kills) < 4:
+                process = subprocess.Popen(["sleep", "120"])
+                slipped.append(process)
+                self.adopt(process.pid)
 
-    monkeypatch.setattr(Cgroup, "kill", leaky)
+        return kill
+
+    monkeypatch.setattr(Cgroup, "kill", leaky(Cgroup.kill))
+    monkeypatch.setattr(Cgroup, "signal", leaky(Cgroup.signal))
     cgroup.kill()
     assert cgroup.populated  # the control: once is not enough
     assert cgroup.kill_until_empty(10.0)
-    assert len(kills) == 4
+    assert len(kills) >= 4
     assert [process.wait() for process in slipped] == [-9, -9, -9]
 
 
@@ -101,6 +105,7 @@ def test_who_can_not_be_killed_is_told_in_time(cgroup: Cgroup, monkeypatch: pyte
     with subprocess.Popen(["sleep", "120"]) as process:
         cgroup.adopt(process.pid)
         monkeypatch.setattr(Cgroup, "kill", lambda self: None)
+        monkeypatch.setattr(Cgroup, "signal", lambda self, number: None)
         begun = time.monotonic()
         assert not cgroup.kill_until_empty(0.2)
         assert time.monotonic() - begun < 5.0
@@ -349,4 +354,4 @@ def test_no_clock_that_can_be_set_is_asked() -> None:
     package = Path(pytest_cgroup.__file__).parent
     wall = re.compile(r"\btime\.time(?:_ns)?\(|\bdatetime\b|CLOCK_REALTIME")
     found = {path.name for path in package.rglob("*.py") if wall.search(path.read_text(encoding="utf-8"))}
-    assert found <= {"_process.py", "_elsewhere.py"}  # where psutil's ages are of that clock: other systems
+    assert found <= {"_description.py", "_elsewhere.py"}  # where psutil's ages are of that clock: other systems
