@@ -32,6 +32,8 @@ from .._process import (
 from . import missing_identity, missing_namespaces
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .._host import Host
     from .._spec import Spec
     from .containerizer import Containerizer, Held
@@ -227,6 +229,9 @@ class ProcessTree:
     def out_of_memory(self) -> bool:
         return False
 
+    def _used_by(self, pids: Iterable[int]) -> int:
+        return max(0, sum(_memory_bytes(pid, self._before) for pid in pids) - self._before)
+
     def usage(self) -> Usage:
         final = self._final
         peak = self._peak or (
@@ -262,7 +267,9 @@ class ProcessTree:
             return self._exceeded
         if self._shares_memory:
             everybody |= {os.getpid(), self._root}
-        used = max(0, sum(_memory_bytes(pid, self._before) for pid in everybody) - self._before)
+        used = self._used_by(everybody)
+        if used > self._memory:  # or who ended meanwhile was counted, and once more with those he shared pages with
+            used = min(used, self._used_by(everybody))
         self._peak = max(self._peak or 0, used)
         self._exceeded = self._exceeded or used > self._memory
         return self._exceeded
