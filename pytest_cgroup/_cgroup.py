@@ -231,7 +231,8 @@ class Cgroup:
     def kill(self) -> None:
         """SIGKILL every process in it and below it, those that fork meanwhile too; returns before they are gone.
 
-        cgroup.kill where the kernel has it (5.14), else freeze, kill each, thaw: a frozen process cannot fork.
+        cgroup.kill where the kernel has it (5.14), else freeze, kill each, thaw: a frozen process cannot fork. A
+        process whose first thread has ended is passed over by cgroup.kill, and not by `kill_until_empty`.
         """
         if self.unified:
             try:

@@ -229,9 +229,6 @@ class ProcessTree:
     def out_of_memory(self) -> bool:
         return False
 
-    def _used_by(self, pids: Iterable[int]) -> int:
-        return max(0, sum(_memory_bytes(pid, self._before) for pid in pids) - self._before)
-
     def usage(self) -> Usage:
         final = self._final
         peak = self._peak or (
@@ -257,6 +254,9 @@ class ProcessTree:
         except OSError:
             return None
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _used_by(self, pids: Iterable[int]) -> int:
+        return max(0, sum(_memory_bytes(pid, self._before) for pid in pids) - self._before)
 
     def over_limit(self) -> bool:
         if self._memory is None:

@@ -8,7 +8,6 @@ import signal
 import pytest
 
 from pytest_cgroup import _syscalls
-from pytest_cgroup._backends import process
 from pytest_cgroup._backends.process import ProcessTree
 from pytest_cgroup._process import children, descendants, is_zombie, signal_members, wait_gone
 from tests.kernel.contain import DEADLINE_SECONDS, Lab, Tell, identity, leak, nothing, on_process
@@ -130,15 +129,3 @@ def test_only_members_are_signalled(count: int) -> None:
     assert wait_gone(pids, DEADLINE_SECONDS)
     for pid in pids:
         os.waitpid(pid, 0)
-
-
-def test_who_ends_while_memory_is_summed_up_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages that a fork shares are half each one's; when it ends, they are the other's alone."""
-    tree = ProcessTree(None, None)
-    monkeypatch.setattr(tree, "_memory", 100)
-    monkeypatch.setattr(tree, "pids", lambda: [1, 2])
-    told = {1: [90, 0, 90, 90], 2: [80, 80, 80, 80]}
-    monkeypatch.setattr(process, "_memory_bytes", lambda pid, _: told[pid].pop(0))
-    monkeypatch.setattr(tree, "_shares_memory", False)
-    assert not tree.over_limit()
-    assert tree.over_limit(), "who stays is counted"
