@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ._cgroup import PREFIX
 from ._host import LIMIT_FILES
+from ._isolated import os
 from ._of_many import total_memory
+from ._ownership import PATH, PATH_SLASH
 from ._spec import FIELDS, Spec, parse_kwargs
 from ._units import parse_size
 from ._values import is_backend
 from .exceptions import SpecError
 
 _WHERE = "Container"
+#: in bytes: a directory's name, NAME_MAX, has to hold it
+_PATH_MAX = 255 - len(PATH)
+_PATHS = f'a name, or "PARENT/NAME", below the cgroup that pytest was started in; no "{PATH_SLASH}"'
 #: fields that say something of tests
 OF_TESTS = ("isolation", "expect")
 #: limits that a living container can be given
@@ -93,6 +99,28 @@ def parse_init(value: bool, spec: Spec) -> bool:
     if not value and not spec.pid_ns:
         raise SpecError("init", value, "is about pid_ns, which is not asked for", where=_WHERE, allowed="with pid_ns")
     return value
+
+
+def parse_path(path: object, spec: Spec) -> str:
+    """The *path* of a container's cgroup.
+
+    Raises:
+        SpecError: it is none, or *spec* has it elsewhere.
+    """
+    if not isinstance(path, str):
+        raise SpecError("path", path, "is no text", where=_WHERE, allowed=_PATHS)
+    names = path.split("/")
+    if spec.slice is not None:
+        why = "and slice= each say where the container stands"
+    elif not all(names) or {".", ".."}.intersection(names) or re.search(f"[\n\0{PATH_SLASH}]", path):
+        why = "is no relative path"
+    elif len(os.fsencode(path)) > _PATH_MAX:
+        why = "is too long"
+    elif any(name.startswith(PREFIX) for name in names):
+        why = f"is a session's: {PREFIX}…"
+    else:
+        return path
+    raise SpecError("path", path, why, where=_WHERE, allowed=_PATHS)
 
 
 def safe_name(name: str) -> str:

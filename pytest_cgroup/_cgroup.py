@@ -78,8 +78,8 @@ class Cgroup:
             },
         )
 
-    def make(self) -> None:
-        """Make every directory, or none.
+    def make(self, mode: int = 0o700) -> None:
+        """Make every directory, with those permissions, or none.
 
         Raises:
             ContainerError: the kernel refused one (EACCES, EROFS, ENOSPC, …), or it is there already.
@@ -87,7 +87,7 @@ class Cgroup:
         made = []
         try:
             for directory in self.directories:
-                mkdir(directory, 0o700)
+                mkdir(directory, mode)
                 made.append(directory)
             if cpuset := self.controllers.get("cpuset"):
                 v1.adopt_cpuset(cpuset)

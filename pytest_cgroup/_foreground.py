@@ -65,6 +65,7 @@ def add_arguments(parser: Parser) -> None:
         default=True,
         help="with --pid-ns: --no-init makes the command PID 1, which ends by no signal that it has no handler for",
     )
+    parser.add_argument("--path", help="of the container's cgroup, below the one that this is called in; none is there")
     group = parser.add_argument_group("the container", "as the arguments of the marker `contained`, see the docs")
     for field in FIELDS:
         if field.name in NO_OPTION:
@@ -125,7 +126,8 @@ def _run(argv: list[str], options: argparse.Namespace) -> tuple[int, Outcome]:
     watched = {getattr(signal, name) for name in (*_PASSED_ON, *_FOLLOWED)}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # also in the threads that are started from now on
     name = os.path.basename(argv[0]) or "run"
-    container = Container(backend=options.cgroup_backend, name=name, init=options.init, **spec).start()
+    own = {"backend": options.cgroup_backend, "name": name, "init": options.init, "path": options.path}
+    container = Container(**own, **spec).start()
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # it is inherited
         try:

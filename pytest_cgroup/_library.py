@@ -15,7 +15,7 @@ import contextlib
 import shlex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._asked import known_backend, parse, parse_init, parse_output_limit
+from ._asked import known_backend, parse, parse_init, parse_output_limit, parse_path
 from ._call import call
 from ._commands import Commands
 from ._isolated import os
@@ -68,6 +68,8 @@ class Container:
             first program is PID 1, gets no signal that it has no handler for, and takes everything along when it ends.
         slice: the parent that it has in common with others, a `Slice`, or the name of one; of one that nobody has made,
             and that the ini ``contained_slices`` has not, it is made without limits.
+        path: that of its cgroup, known beforehand to whoever looks at it from outside: below the cgroup that pytest was
+            started in, or ``--cgroup-base``; in a contained test below the test's. Nothing may be there yet.
         spec: what is asked of it, as the arguments of the marker ``contained``: ``memory="64M", pid_ns=True``.
 
     Raises:
@@ -89,6 +91,7 @@ class Container:
         network: Network | None = None,
         slice: Slice | str | None = None,
         init: bool = True,
+        path: str | None = None,
         **spec: Any,
     ) -> None:
         self._ports, self._network = parse_ports(ports, spec, network), network
@@ -97,6 +100,7 @@ class Container:
             spec["slice"] = slice if self._slice is None else self._slice.name
         self._spec = parse(spec)
         self._init = parse_init(init, self._spec)
+        self._path = None if path is None else parse_path(path, self._spec)
         self.name = name
         self._asked = spec
         self._backend_name = known_backend(backend)
@@ -178,6 +182,7 @@ class Container:
             ports=self._ports,
             network=self._network,
             init=self._init,
+            path=self._path,
         )
         life.face = self
         self._commands = Commands(life.start_process, life.pids, life.alive)

@@ -66,6 +66,7 @@ class Life:
         ports: those to be published, the inside ones by the outside ones.
         network: the one that it shares with others.
         init: its pid namespace, if it has one, has an init.
+        path: its cgroup's, below the one that pytest was started in; None for any.
 
     Raises:
         NotOffered: this host can't honour what was asked; the reason and the remedy are named.
@@ -82,6 +83,7 @@ class Life:
         ports: dict[int, int] | None = None,
         network: Network | None = None,
         init: bool = True,
+        path: str | None = None,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -109,7 +111,11 @@ class Life:
         self.seat = None if network is None else network.seat()
         self.has_own_network = spec.net_ns or network is not None
         self._published: Published | None = None
-        self.tree: Tree = self._backend.create(spec, station.next_name(safe_name(name)))
+        self.tree: Tree = (
+            self._backend.create(spec, station.next_name(safe_name(name)))
+            if path is None
+            else self._backend.create_at(path, spec)
+        )
         try:
             self._spawner = Spawner(
                 station.launcher,

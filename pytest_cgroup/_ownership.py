@@ -11,6 +11,9 @@ were taken. Who stands in others can say that the owner is dead only from the in
 are seen, if none of them is in those two and has that pid there: so goes what is left of a container whose init was
 killed, and the guard with it. A boot id would tell nothing more, since no cgroup and no process outlives its kernel.
 
+A container with a path of its own (`PATH`) stands outside of the session. So that it is found all the same, an empty
+cgroup of the session is its signpost; and so that nobody else's is taken for it, it is signed with the session's name.
+
 The process backend has no directory to sign. There each contained process gets an environment variable, with the same.
 """
 
@@ -32,6 +35,13 @@ LEAF = "main"
 SHARED = "shared"
 #: in a session's cgroup: begins the name of what is no container, but holds those of one slice
 SLICE = "slice-"
+#: in a session's cgroup: begins the name of what is no container, but a signpost to one that has a path of its own
+PATH = "path-"
+#: stands for a slash there, and in no path
+PATH_SLASH = "%"
+#: such a container is made with the sticky bit, which means nothing of a cgroup: what else has it is rare, where
+#: pytest is killed before it has signed
+UNSIGNED_MODE = 0o1700
 COOKIE = "PYTEST_CGROUP_SESSION"
 #: PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h
 _INITIAL_PID_NS = 0xEFFFFFFC
@@ -130,10 +140,13 @@ def named_owner(directory: str) -> Owner | None:
 
 def sign(directory: str, enabled: tuple[str, ...] = ()) -> bool:
     """Sign a cgroup's directory, or sign it anew; whether the kernel keeps such things here."""
-    text = json.dumps({"namespaces": _own_namespaces(), "enabled": enabled}).encode()
+    return _write_on(directory, json.dumps({"namespaces": _own_namespaces(), "enabled": enabled}))
+
+
+def _write_on(directory: str, text: str) -> bool:
     for attribute in _ATTRIBUTES:
         try:
-            _syscalls.setxattr(directory, attribute, text)
+            _syscalls.setxattr(directory, attribute, text.encode())
         except OSError:  # ENOTSUP, EPERM, ENOSPC; then the guard cleans up, but no later session does
             continue
         return True
@@ -167,6 +180,51 @@ def signature(directory: str) -> Signature | str:
     return UNSIGNED
 
 
+def base_of(session: str) -> str:
+    """The cgroup that pytest was started in: above *session*, and above that of a controller whose worker it is."""
+    above = os.path.dirname(session)
+    while is_session(os.path.basename(above)):
+        above = os.path.dirname(above)
+    return above
+
+
+def signpost_name(path: str) -> str:
+    """What the signpost to the container at *path* is called, in a session's cgroup."""
+    return PATH + path.replace("/", PATH_SLASH)
+
+
+def pointed_to(directory: str) -> str | None:
+    """Where the container stands, or stood, that the signpost *directory* points to; None if it is no signpost."""
+    session, name = os.path.split(directory)
+    if not (name.startswith(PATH) and is_session(os.path.basename(session))):
+        return None
+    return f"{base_of(session)}/{name.removeprefix(PATH).replace(PATH_SLASH, '/')}"
+
+
+def claim(directory: str, session: str) -> bool:
+    """Sign the directory of a container with a path of its own; whether the kernel keeps such things here."""
+    return _write_on(directory, os.path.basename(session))
+
+
+def claimed_for(directory: str) -> str:
+    """The name of the session whose container with a path of its own *directory* is; "" if it is none of ours.
+
+    Raises:
+        FileNotFoundError: it is gone, or has never been there.
+        OSError: it can't be read for another reason.
+    """
+    if os.stat(directory).st_uid == os.geteuid():
+        for attribute in _ATTRIBUTES:
+            try:
+                name = _syscalls.getxattr(directory, attribute).decode(errors="replace")
+            except OSError as error:
+                if error.errno not in _NO_ATTRIBUTE:
+                    raise
+            else:
+                return name if is_session(name) else ""
+    return ""
+
+
 def is_session(name: str) -> bool:
     """Whether a directory of this name can be a session's."""
     return _NAME.fullmatch(name) is not None
@@ -179,9 +237,14 @@ def is_slice(directory: str) -> bool:
 
 
 def is_containers(directory: str) -> bool:
-    """Whether it can be a container's, in a session's or in a slice of it."""
+    """Whether it can be a container's: in a session's or in a slice of it, or with a path of its own."""
     above = os.path.dirname(directory)
-    return is_session(os.path.basename(above)) or is_slice(above)
+    if is_session(os.path.basename(above)) or is_slice(above):
+        return True
+    try:
+        return claimed_for(directory) != ""
+    except OSError:
+        return False
 
 
 def owner_of(pid: int) -> Owner | None:

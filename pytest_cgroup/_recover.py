@@ -29,9 +29,12 @@ from ._ownership import (
     LEAF,
     SHARED,
     UNSIGNED,
+    UNSIGNED_MODE,
     Signature,
+    claimed_for,
     is_session,
     named_owner,
+    pointed_to,
     signature,
 )
 from .exceptions import CgroupError, ContainerError
@@ -75,7 +78,8 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
             cleaned.killed.update((pid, name_of(pid)) for pid in container.pids())
             container.kill()
     for container in containers:
-        _end_container(container, cleaned)
+        if not _is_needed(container):  # to find again what could not be ended
+            _end_container(container, cleaned)
     for tree in reversed(trees):
         _end_directory(tree, enabled, spared, cleaned)
 
@@ -125,8 +129,47 @@ def own_cgroup(*, v2: bool) -> Cgroup:
 
 
 def _containers(tree: Cgroup, spared: Callable[[str], bool], cleaned: Cleaned) -> list[Cgroup]:
+    """Its containers; those with a path of their own first, and after them the signposts to them."""
     names = _inner(tree.path, cleaned)
-    return [tree.child(name) for name in names if name != LEAF and not spared(f"{tree.path}/{name}")]
+    inner = [tree.child(name) for name in names if name != LEAF and not spared(f"{tree.path}/{name}")]
+    sessions = [one for one in inner if is_session(os.path.basename(one.path))]
+    within = [session.child(name) for session in sessions for name in _inner(session.path, cleaned)]
+    return [*filter(None, (_placed(one, cleaned) for one in (*inner, *within))), *inner]
+
+
+def _placed(signpost: Cgroup, cleaned: Cleaned) -> Cgroup | None:
+    """The container with a path of its own that *signpost* points to, if there is one of its session's."""
+    if (directory := pointed_to(signpost.path)) is None:
+        return None
+    try:
+        if _is_claimed(signpost.path, directory):
+            return _like(signpost, directory)
+        cleaned.left[directory] = UNSIGNED
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        cleaned.left[directory] = f"whose it is can't be read: {error.strerror}"
+    return None
+
+
+def _is_needed(signpost: Cgroup) -> bool:
+    """Whether it points to a container of its session's, as far as can be known."""
+    directory = pointed_to(signpost.path)
+    try:
+        return directory is not None and _is_claimed(signpost.path, directory)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _is_claimed(signpost: str, directory: str) -> bool:
+    """By signature; what its owner had only begun, and has nothing in it, by its mode."""
+    if session := claimed_for(directory):
+        return session == os.path.basename(os.path.dirname(signpost))
+    found = os.stat(directory)
+    begun = found.st_uid == os.geteuid() and found.st_mode & 0o7777 == UNSIGNED_MODE
+    return begun and not _inner(directory, Cleaned()) and not words(f"{directory}/cgroup.procs")
 
 
 def _may_live(directory: str) -> bool:

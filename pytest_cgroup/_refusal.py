@@ -14,6 +14,7 @@ _REMEDY = {
     errno.EPERM: "the directory is not delegated to this user; see `python -m pytest_cgroup doctor`",
     errno.EROFS: "the cgroup filesystem is mounted read-only here, as containers do",
     errno.EBUSY: "other processes are in this cgroup; run pytest in a scope of its own",
+    errno.EEXIST: "it is there already, and may be in use: take another name",
     errno.EINVAL: "the kernel does not take this value",
     errno.ENOENT: "this kernel, or this cgroup's parent, does not offer the file",
     errno.ENOSPC: "a cpuset above it has no CPUs or memory nodes: set up cpuset.cpus and cpuset.mems there",
@@ -27,6 +28,8 @@ def refused(what: str, error: OSError, *, path: str, operation: str, value: obje
     remedy = _REMEDY.get(error.errno or 0)
     if operation == "mkdir" and error.errno == errno.EAGAIN:
         remedy = _no_room(path)
+    if operation == "mkdir" and error.errno == errno.ENOENT:
+        remedy = f"{os.path.dirname(path)} is not there: make it first, or take a path without it"
     return ContainerError(
         what,
         path=path,

@@ -20,7 +20,7 @@ from ._host import nothing_at_all
 from ._isolated import json, os, signal, time
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
-from ._ownership import LEAF, SHARED, is_session, is_slice, owner_of
+from ._ownership import LEAF, SHARED, base_of, is_session, is_slice, owner_of, pointed_to
 from ._process import has_ended, stat_fields
 from ._units import format_size, parse_count
 from ._values import parse_grace
@@ -61,6 +61,7 @@ def look(*, everybody: bool) -> list[Row]:
     for mount in cgroup_mounts(read_file("/proc/self/mountinfo")):
         for session, path in _containers(mount.mount_point, everybody=everybody):
             place = found.setdefault((session, _shown(path)), _Place())
+            path = pointed_to(path) or path
             if mount.version == 2:
                 place.unified = path
             else:
@@ -97,8 +98,10 @@ def _containers(top: str, *, everybody: bool) -> Iterator[tuple[str, str]]:
 
 
 def _shown(path: str) -> str:
-    """The name of a container; in a slice after the slice's."""
+    """The name of a container; in a slice after the slice's; the path of its own, if it has one."""
     above, name = os.path.split(path)
+    if (placed := pointed_to(path)) is not None:
+        return os.path.relpath(placed, base_of(above))
     return f"{os.path.basename(above)}/{name}" if is_slice(above) else name
 
 

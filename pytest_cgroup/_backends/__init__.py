@@ -167,6 +167,14 @@ class Backend(Protocol):
             ContainerError: the kernel refused something.
         """
 
+    def create_at(self, path: str, spec: Spec) -> Tree:
+        """The same, with a path of its own: below the cgroup that pytest was started in.
+
+        Raises:
+            NotOffered: there are no cgroups here.
+            ContainerError: the kernel refused something, or it is there already.
+        """
+
 
 def namespaces_asked(spec: Spec) -> frozenset[str]:
     """The fields of the namespaces that *spec* asks for; ``user_ns`` is no reason to need another."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from .. import _cgroup_usage
 from .. import _cgroup_v1 as v1
+from .._cgroup import Cgroup
 from .._host import LIMIT_FILES
 from .._isolated import io, os, threading, time
 from .._kernel_files import join, read_file
-from .._kernel_text import membership
-from .._ownership import SLICE
+from .._kernel_text import cgroup_mounts, membership, membership_path
+from .._ownership import SLICE, UNSIGNED_MODE, base_of, claim, signpost_name
 from .._placement import Missing
 from .._process import children, gets_orphans, reap, wait_gone
 from .._spec import Spec
@@ -25,7 +26,6 @@ from . import missing_identity, missing_namespaces
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .._cgroup import Cgroup
     from .._host import Host
     from .._outcome import Usage
 
@@ -98,20 +98,44 @@ class CgroupBackend:
         above = self.session if within is None else within.cgroup
         # what limits a slice, holds for who is in that hierarchy of it
         everywhere = nests or within is not None
-        tree = self._make(above.child(name, None if everywhere else self._measured | self._controllers(spec)), spec)
+        cgroup = above.child(name, None if everywhere else self._measured | self._controllers(spec))
+        tree = self._make_listening(cgroup, spec)
+        if within is not None:
+            tree.stands_in(str(spec.slice), within)
+        return tree
+
+    def create_at(self, path: str, spec: Spec) -> CgroupTree:
+        session = self.session
+        placed = Cgroup(
+            session.unified and f"{base_of(session.unified)}/{path}",
+            {name: f"{base_of(directory)}/{path}" for name, directory in session.controllers.items()},
+        )
+        signpost = session.child(signpost_name(path))
+        signpost.make()
+        try:
+            tree = self._make_listening(placed, spec, claimed=True)
+        except BaseException:
+            with contextlib.suppress(ContainerError):
+                signpost.remove()
+            raise
+        tree.signpost = signpost
+        return tree
+
+    def _make_listening(self, cgroup: Cgroup, spec: Spec, *, claimed: bool = False) -> CgroupTree:
+        tree = self._make(cgroup, spec, claimed=claimed)
         try:
             tree.listen()
         except BaseException:
             with contextlib.suppress(ContainerError):
                 tree.remove()
             raise
-        if within is not None:
-            tree.stands_in(str(spec.slice), within)
         return tree
 
-    def _make(self, cgroup: Cgroup, spec: Spec) -> CgroupTree:
-        cgroup.make()
+    def _make(self, cgroup: Cgroup, spec: Spec, *, claimed: bool = False) -> CgroupTree:
+        cgroup.make(UNSIGNED_MODE if claimed else 0o700)
         try:
+            if claimed:
+                self._claim(cgroup)
             tree = CgroupTree(cgroup)
         except BaseException:
             with contextlib.suppress(ContainerError):  # the session's end tries it again
@@ -124,6 +148,16 @@ class CgroupBackend:
                 tree.remove()
             raise
         return tree
+
+    def _claim(self, cgroup: Cgroup) -> None:
+        for directory in cgroup.directories:
+            if not claim(directory, self.session.path):
+                raise ContainerError(
+                    "a container with a path of its own can't be signed here",
+                    path=directory,
+                    operation="setxattr",
+                    remedy="run pytest as root, or on cgroup v2 since Linux 5.7; or do without path=",
+                )
 
     def open_slice(self, name: str, spec: Spec) -> CgroupTree:
         """A slice with limits of its own: the cgroup that holds those of the containers that name it.
@@ -183,6 +217,8 @@ class CgroupTree:
         self._joined: tuple[float, int] | None = None
         self._birthplace: int | None = None
         self._slice: Cgroup | None = None
+        #: of one with a path of its own: points to it from the session
+        self.signpost: Cgroup | None = None
         self._slice_hits = 0
         self._used: Usage | None = None
 
@@ -349,15 +385,19 @@ class CgroupTree:
         if self.cgroup.unified and gets_orphans():  # v1 does not know where they were
             self._reap_orphans(self.cgroup.unified)
         self.cgroup.remove()
+        if self.signpost is not None:
+            self.signpost.remove()
 
     def _reap_orphans(self, directory: str) -> None:
         """Those of here have ended, and nobody but this process can wait for them."""
-        # /proc shows a path below the root of this cgroup namespace, and the directory lies below a mount. Both end by
-        # the names of the session's cgroup and of the container's.
-        here = "/".join(("", *directory.split("/")[-2:], ""))
-        for pid in children():
+        if not (pids := children()):
+            return
+        mounts = (mount for mount in cgroup_mounts(read_file("/proc/self/mountinfo")) if mount.version == 2)
+        here = next(filter(None, (membership_path(mount, directory) for mount in mounts)), directory)
+        for pid in pids:
             with contextlib.suppress(OSError):
-                if here in membership(read_file(f"/proc/{pid}/cgroup")).get("", "") + "/" and wait_gone([pid], 0.5):
+                path = membership(read_file(f"/proc/{pid}/cgroup")).get("", "")
+                if f"{path}/".startswith(f"{here}/") and wait_gone([pid], 0.5):
                     reap(pid)
 
 

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import re
 from itertools import filterfalse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .._isolated import io, os, signal, time
 from .._outcome import Usage
@@ -29,6 +29,7 @@ from .._process import (
     stat_fields,
     wait_gone,
 )
+from ..exceptions import NotOffered
 from . import missing_identity, missing_namespaces
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class ProcessBackend:
         memory = spec.memory if isinstance(spec.memory, int) and not self._offers("memory") else None
         cpuset = None if self._offers("cpuset") else spec.cpuset
         return ProcessTree(memory, cpuset, None if self._outside is None else self._outside.launch(spec, name))
+
+    def create_at(self, path: str, spec: Spec) -> NoReturn:
+        what, why = f"this host can't honour path={path!r}", self._why
+        raise NotOffered(f"{what}: needs a cgroup: {why.reason}", missing=("path",), remedy=why.remedy)
 
 
 class ProcessTree:

@@ -109,6 +109,17 @@ def test_limits(tmp_path: Path) -> None:
     assert run("--memory", "400M", "--", sys.executable, "-c", code).returncode == 0  # the control
 
 
+@pytest.mark.requires("cgroup", "root")
+def test_a_path() -> None:
+    name = f"path-of-test-{os.getpid()}"
+    done = run("--path", name, "--", "cat", "/proc/self/cgroup")
+    assert done.returncode == 0
+    assert f"/{name}\n" in done.stdout
+    refused = run("--path", f"/{name}", "--", "true")
+    assert (refused.returncode, refused.stderr.count("\n")) == (125, 1)
+    assert f"path='/{name}' (Container): is no relative path" in refused.stderr
+
+
 def test_dicts_and_flags() -> None:
     done = run("--rlimits", "nofile=99", "--rlimits", '{"core": 0}', "--", "sh", "-c", "ulimit -n; ulimit -c")
     assert done.stdout.split() == ["99", "0"]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import pytest_cgroup
-from pytest_cgroup import Container, _station, _top, containers
+from pytest_cgroup import Container, ContainerError, _station, _top, containers
 from pytest_cgroup._top import Row
 from tests.e2e.inner import run
 
@@ -41,6 +41,20 @@ def shown(name: str, text: str | None = None) -> list[dict[str, Any]]:
     """The rows of this process's containers that *name* is a part of."""
     rows = json.loads(text or top("--json"))["containers"]
     return [row for row in rows if row["owner"] == os.getpid() and name in row["name"]]
+
+
+@pytest.mark.requires("cgroup")
+def test_it_shows_one_by_its_path() -> None:
+    name = f"path-of-test-{os.getpid()}"
+    try:
+        container = Container(path=name).start()
+    except ContainerError as why:  # this kernel keeps no attribute on a cgroup for this user
+        pytest.skip(str(why))
+    with container, container.popen(SLEEP):
+        (row,) = shown(name)
+        assert (row["name"], row["tasks"]) == (name, 1)
+        container.kill()
+    assert not shown(name)
 
 
 @pytest.mark.requires("cgroup", "memory")

@@ -63,6 +63,10 @@ def test_pass():
     with Container(memory="64M") as c:
         c.run(["true"], check=True)
 
+def test_path():
+    with Container(path=f"path-of-pytest-cgroup-{os.getpid()}-test") as c:
+        c.run(["true"], check=True)
+
 def test_leak():
     c = Container(leaks="warn").start()
     c.popen(["sleep", "120"])
@@ -171,7 +175,12 @@ SCENARIOS = {
             {"test_pass": "passed", "test_leak": "failed", "test_fixture": "passed"},
             ("--process-leaks=fail", _IN_PROCESS),
         ),
-        Scenario("library", _LIBRARY, {"test_pass": "passed", "test_leak": "failed"}, raises=True),
+        Scenario(
+            "library",
+            _LIBRARY,
+            {"test_pass": "passed", "test_path": "passed", "test_leak": "failed"},
+            raises=True,
+        ),
         Scenario("guard", _KILLED, {}, killed=True),
         Scenario("guard-process", _KILLED, {}, ("--cgroup-backend=process",), killed=True),
     )

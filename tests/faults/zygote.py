@@ -299,7 +299,7 @@ def _found(pids: set[int]) -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8") as f:
         rows = [line.split(" - ") for line in f]
     mounts = dict.fromkeys(row[0].split()[4] for row in rows if row[1].startswith("cgroup"))
-    marks = [f"/{PREFIX}{pid}-" for pid in pids]
+    marks = [f"{PREFIX}{pid}-" for pid in pids]
     return [
         f"{directory}/{name}"
         for mount in mounts

@@ -13,7 +13,7 @@ from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
 from pytest_cgroup._kernel_files import words, write_file
 from pytest_cgroup._orphans import Cleaned
-from pytest_cgroup._ownership import session_name, sign, this_process
+from pytest_cgroup._ownership import claim, session_name, sign, signpost_name, this_process
 from pytest_cgroup._process import ProcessId
 from pytest_cgroup._recover import clean, sweep
 from pytest_cgroup.exceptions import CgroupError
@@ -27,6 +27,7 @@ from tests.kernel.test_recover import die_in, end, outside_of_sessions, sleeper
 pytestmark = [pytest.mark.requires("cgroup"), pytest.mark.usefixtures("no_other_recovery")]
 #: so many, where not all are asked for
 _MOST = 40
+_PATH = "placed"
 
 
 @pytest.fixture
@@ -66,6 +67,21 @@ def take_back(place: Cgroup) -> None:
             write_file(f"{place.unified}/cgroup.subtree_control", f"-{name}")
 
 
+def put_beside(container: Cgroup, place: Cgroup) -> None:
+    """A container of the same session, with a path of its own and a process in it."""
+    session = place.child(os.path.basename(os.path.dirname(container.path)))
+    placed = place.child(_PATH)
+    for cgroup in (session.child(signpost_name(_PATH)), placed):
+        cgroup.make()
+    assert all(claim(directory, session.path) for directory in placed.directories)
+    sleeper(placed)
+
+
+def in_place(place: Cgroup, dead: Cgroup) -> bool:
+    """Whether anything is left of the session *dead*."""
+    return any(map(os.path.exists, (*dead.directories, *place.child(_PATH).directories)))
+
+
 def recover(how: str, place: Cgroup) -> Cleaned:
     return clean() if how == "clean" else sweep(place.child("the-next"))
 
@@ -87,9 +103,13 @@ def told_by(function: Callable[[], Cleaned], fault: Fault | None, told: Path) ->
 def test_a_call_that_fails(how: str, place: Cgroup, living: tuple[Cgroup, ProcessId], tmp_path: Path) -> None:
     session, inside = living
     told = tmp_path / "told"
-    dead, left = die_in(place)
+
+    def die() -> tuple[Cgroup, ProcessId]:
+        return die_in(place, lambda container: put_beside(container, place))
+
+    dead, left = die()
     assert not {*dead.directories} & told_by(lambda: recover(how, place), None, told).keys()
-    assert (dead.exists, left.alive) == (False, False)
+    assert (in_place(place, dead), left.alive) == (False, False)
     faults = faults_of([json.loads(line) for line in told.read_text().splitlines()])
     if os.environ.get(SWITCH_ALL) != "all":
         faults = one_of_each(faults)
@@ -97,14 +117,14 @@ def test_a_call_that_fails(how: str, place: Cgroup, living: tuple[Cgroup, Proces
     fired = 0
     for fault in faults:
         told.unlink(missing_ok=True)
-        dead, left = die_in(place)
+        dead, left = die()
         said = told_by(lambda: recover(how, place), fault, told)
         fired += bool(told.read_text())
         assert (session.exists, inside.alive) == (True, True), fault
-        if dead.exists or left.alive:
+        if in_place(place, dead) or left.alive:
             assert said, f"{fault}: something is left, and not told"
         recover(how, place)
-        assert (dead.exists, left.alive) == (False, False), fault
+        assert (in_place(place, dead), left.alive) == (False, False), fault
         take_back(place)
     assert fired > len(faults) / 2
 
