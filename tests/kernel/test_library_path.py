@@ -112,8 +112,7 @@ def test_its_limits_hold(path: str) -> None:
     with Container(path=path, memory="32M") as container:
         program = "kept = bytearray(200 << 20)"
         done = container.run([sys.executable, "-c", program])
-        assert done.returncode == -9
-        assert container.destroy().ended == "oom"
+        assert (done.returncode, done.outcome.ended) == (-9, "oom")
         assert container.limits["memory"] == str(32 * MB)
 
 
