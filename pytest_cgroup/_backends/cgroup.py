@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from .._spec import Spec
 from .._units import format_size
 from ..exceptions import ContainerError
 from . import missing_identity, missing_namespaces
+from .limits import is_as_asked, is_size, limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .._host import Host
     from .._outcome import Usage
 
-#: the period of cpu.max that cores are turned into, in microseconds: the kernel's own default
-_PERIOD_USEC = 100_000
 #: v1 controllers that every container joins, for the numbers alone
 _MEASURED = frozenset(("memory", "pids", "blkio"))
 #: how soon after one process moved between cgroups the next can move without waiting, at the least; in seconds
@@ -224,7 +222,7 @@ class CgroupTree:
 
     def limit(self, spec: Spec, *, swap: bool) -> None:
         """Set every limit of *spec*, each read back; what the kernel rounded is kept as what is in force."""
-        for field, value in _limits(spec, swap=swap):
+        for field, value in limits_of(spec, swap=swap):
             if field == "oom_group":
                 self._end_on_oom()
             else:
@@ -235,7 +233,7 @@ class CgroupTree:
     def stands_in(self, name: str, tree: CgroupTree) -> None:
         """It is a container of the slice *name*, which is *tree*."""
         self._slice, self._slice_hits = tree.cgroup, _pids_hits(tree.cgroup)
-        sizes = {field: format_size(int(value)) for field, value in tree.limits.items() if _is_size(field, value)}
+        sizes = {field: format_size(int(value)) for field, value in tree.limits.items() if is_size(field, value)}
         limits = ", ".join(f"{field}={value}" for field, value in {**tree.limits, **sizes}.items())
         self.limits["slice"] = f"{name} ({limits})" if limits else name
 
@@ -249,14 +247,14 @@ class CgroupTree:
         swap = spec.memory is not None and "swap" in self.limits
         if spec.memory == "max" and spec.swap is None:
             spec = dataclasses.replace(spec, swap="max")
-        for field, value in _limits(spec, swap=swap):
+        for field, value in limits_of(spec, swap=swap):
             if field != "oom_group":
                 self.limits[field] = self._set(field, value)
 
     def _set(self, field: str, value: str) -> str:
         file = LIMIT_FILES[field]
         in_force = self.cgroup.set(file, value)
-        if field in ("memory", "swap", "memory_high", "pids") and not _as_asked(value, in_force):
+        if field in ("memory", "swap", "memory_high", "pids") and not is_as_asked(value, in_force):
             raise ContainerError(
                 f"{field} was set, but the kernel says otherwise: {in_force}",
                 path=f"{self.cgroup.path}/{file}",
@@ -401,10 +399,6 @@ class CgroupTree:
                     reap(pid)
 
 
-def _is_size(field: str, value: str) -> bool:
-    return field in ("memory", "swap", "memory_high") and value.isdecimal()
-
-
 def _pids_hits(cgroup: Cgroup) -> int:
     """How often its own limit was hit, wherever below it; before Linux 6.11 that counts where the fork was tried."""
     return cgroup.events("pids.events.local").get("max", 0)
@@ -416,70 +410,6 @@ def _count(eventfd: int | None) -> int:
         return 0 if eventfd is None else os.eventfd_read(eventfd)
     except BlockingIOError:
         return 0
-
-
-def _limits(spec: Spec, *, swap: bool) -> list[tuple[str, str]]:
-    """What to write, in the order that the kernel wants: v1's memory.memsw counts from memory.max."""
-    found: list[tuple[str, str]] = []
-    if spec.memory is not None:
-        found.append(("memory", str(spec.memory)))
-    if swap or spec.swap:
-        found.append(("swap", str(spec.swap or 0)))
-    if spec.memory_high is not None:
-        found.append(("memory_high", str(spec.memory_high)))
-    if spec.oom_group:
-        found.append(("oom_group", "1"))
-    if spec.pids is not None:
-        found.append(("pids", str(spec.pids)))
-    if spec.cpu is not None:
-        found.append(("cpu", f"{round(spec.cpu * _PERIOD_USEC)} {_PERIOD_USEC}"))
-    if spec.cpu_weight is not None:
-        found.append(("cpu_weight", str(spec.cpu_weight)))
-    if spec.cpuset is not None:
-        found.append(("cpuset", spec.cpuset))
-    for device, limits in dict(spec.io or {}).items():
-        words = " ".join(f"{key}={value}" for key, value in dict(limits).items())
-        found.append(("io", f"{device_number(device)} {words}"))
-    if spec.io_weight is not None:
-        found.append(("io_weight", f"default {spec.io_weight}"))
-    return found
-
-
-def _as_asked(asked: str, in_force: str) -> bool:
-    """Equal, or rounded to a page as the kernel does with sizes."""
-    if asked == in_force:
-        return True
-    with contextlib.suppress(ValueError):
-        return abs(int(asked) - int(in_force)) < os.sysconf("SC_PAGE_SIZE")
-    return False
-
-
-def device_number(device: str) -> str:
-    """``"/dev/vda1"`` -> ``"254:0"``: the number of the whole disk, which is what io.max takes.
-
-    Raises:
-        ContainerError: there is no such block device.
-    """
-    import stat
-
-    if not device.startswith("/"):
-        return device
-    try:
-        status = os.stat(device)
-        if not stat.S_ISBLK(status.st_mode):
-            raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK), device)
-    except OSError as error:
-        raise ContainerError(
-            "io: not a block device",
-            path=device,
-            operation="stat",
-            errno=error.errno,
-            remedy="name a disk of `lsblk`, as /dev/NAME or MAJOR:MINOR",
-        ) from error
-    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    with contextlib.suppress(OSError), io.open(f"/sys/dev/block/{number}/../dev", encoding="ascii") as whole:
-        return whole.read().strip()  # it is a partition
-    return number
 
 
 def _has_swap() -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_cgroup._backends.cgroup import CgroupTree, device_number
+from pytest_cgroup._backends.cgroup import CgroupTree
+from pytest_cgroup._backends.limits import device_number
 from pytest_cgroup._host import Host
 from pytest_cgroup.exceptions import ContainerError
 from tests.kernel.contain import MB, PROGRAMS, Lab, Tell, burn, on_cgroup, on_process, wait
