@@ -119,7 +119,7 @@ def own_directory(mount: CgroupMount, path: str) -> str | None:
 def membership_path(mount: CgroupMount, directory: str) -> str | None:
     """What /proc/PID/cgroup calls the cgroup that is seen as *directory*; None if it is not under *mount*."""
     below = os.path.relpath(directory, mount.mount_point)
-    return None if below.split("/")[0] == ".." else os.path.normpath(f"{mount.root}/{below}")
+    return None if below.split("/")[0] == ".." else os.path.normpath(f"{mount.root.rstrip('/')}/{below}")
 
 
 def _unescape(path: str) -> str:

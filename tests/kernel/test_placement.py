@@ -14,7 +14,7 @@ from pytest_cgroup._backends import choose
 from pytest_cgroup._cgroup import Cgroup
 from pytest_cgroup._host import Host
 from pytest_cgroup._kernel_files import write_file
-from pytest_cgroup._kernel_text import CgroupMount, own_directory
+from pytest_cgroup._kernel_text import CgroupMount, membership_path, own_directory
 from pytest_cgroup._placement import LEAF, Placement
 from pytest_cgroup.exceptions import ContainerError
 from tests.kernel.contain import Lab, nothing
@@ -294,4 +294,10 @@ def test_an_ordinary_user_with_a_delegated_cgroup(stage: Cgroup) -> None:
     ],
 )
 def test_where_a_mount_shows_a_cgroup(root: str, path: str, expected: str | None) -> None:
-    assert own_directory(CgroupMount(2, frozenset(), "/sys/fs/cgroup", root, False), path) == expected
+    mount = CgroupMount(2, frozenset(), "/sys/fs/cgroup", root, False)
+    assert own_directory(mount, path) == expected
+    assert expected is None or membership_path(mount, expected) == path
+
+
+def test_what_a_mount_does_not_show() -> None:
+    assert membership_path(CgroupMount(2, frozenset(), "/sys/fs/cgroup", "/", False), "/sys/fs/cgroups/a") is None
