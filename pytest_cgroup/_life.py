@@ -137,11 +137,16 @@ class Life:
         self._over = threading.Event()
         self.events = Events(getattr(self.tree, "cgroup", None), lambda: self.outcome)
         self._watcher: _watcher.Watcher | None = None
-        if _watcher.needed(spec, self.tree):
-            self._watcher = _watcher.Watcher(spec, self.tree, self._kill_for)
-            self._watcher.start()
+        self._watch()
         self._station = station
         station.begins(self)
+
+    def _watch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.look_again(self.spec)
+        elif _watcher.needed(self.spec, self.tree):
+            self._watcher = _watcher.Watcher(self.spec, self.tree, self._kill_for)
+            self._watcher.start()
 
     def _publish(self, launcher: Launcher, ports: dict[int, int], announce: Callable[[int], None]) -> None:
         from ._ports import Published
@@ -262,6 +267,7 @@ class Life:
             self.tree.change(change)
             self._asked = {**self._asked, **limits}
             self.spec = spec
+            self._watch()
 
     def limits(self) -> dict[str, str]:
         """Those in force, read back, and what is watched from here."""
@@ -392,6 +398,10 @@ class Life:
     def _is_of_a_daemon(self, pid: int) -> bool:
         return bool(self.daemon_pids) and not self.daemon_pids.isdisjoint(lineage(pid))
 
+    def _was_out_of_memory(self) -> bool:
+        """Just before its end, when the watcher had not heard of it; on v2 also by the limit of a cgroup above."""
+        return self.spec.oom_group and (self.tree.out_of_memory() or self.tree.oom_fd is not None)
+
     def _conclude(self, leaks: tuple[Leak, ...], notes: list[str], emptied: bool) -> Outcome:
         if self._watcher is not None:
             self._watcher.stop()
@@ -402,6 +412,8 @@ class Life:
             if self.daemons is not None:
                 self.daemons.join()
         usage = self.usage()
+        if self.cause is None and usage.oom_kill and self._was_out_of_memory():
+            self.cause = self.tree.oom()
         if self.cause == "oom":  # we may have been faster than the kernel's killer, and done its work
             usage = dataclasses.replace(usage, oom_kill=max(1, usage.oom_kill or 0))
         limits = self.limits()

@@ -1,4 +1,4 @@
-"""The thread that ends a container at its deadline, or where memory ran out and the kernel does not do it."""
+"""The thread that ends a container at its deadline, or where memory ran out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def needed(spec: Spec, tree: Tree) -> bool:
         spec.timeout is not None
         or spec.cpu_time is not None
         or tree.watch_interval is not None
-        or (tree.oom_fd is not None and spec.oom_group)
+        or (spec.oom_group and tree.oom_bell() is not None)
     )
 
 
@@ -35,9 +35,16 @@ class Watcher(threading.Thread):
         self._watched = Watched(spec)
         self._watched.start()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._stopped = False
+
+    def look_again(self, spec: Spec) -> None:
+        """The limits are others now."""
+        self._spec = spec
+        os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
         """Let it end, and wait for it."""
+        self._stopped = True
         os.eventfd_write(self._wake, 1)
         if self is not threading.current_thread():
             self.join()
@@ -46,14 +53,17 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        if self._tree.oom_fd is not None and self._spec.oom_group:
-            poll.register(self._tree.oom_fd, select.POLLIN)
         while True:
+            if self._spec.oom_group and (bell := self._tree.oom_bell()) is not None:
+                poll.register(*bell)
             for fd, _ in poll.poll(self._milliseconds()):
                 if fd == self._wake:
-                    return
+                    if self._stopped:
+                        return
+                    os.eventfd_read(fd)
+                    break
                 if self._tree.out_of_memory():
-                    return self._kill("oom")
+                    return self._kill(self._tree.oom() or "oom")
                 self._watched.suspect()
             if (cause := self._watched.due(self._tree)) is not None:
                 return self._kill(cause)

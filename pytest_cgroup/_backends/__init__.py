@@ -133,6 +133,12 @@ class Tree(Protocol):
     def out_of_memory(self) -> bool:
         """Asked when `oom_fd` is readable, and then it no longer is: whether it is this container that ran out."""
 
+    def oom_bell(self) -> tuple[int, int] | None:
+        """A descriptor, and what to poll(2) it for, when memory runs out in a container that nobody waits for.
+
+        None where nothing tells. Asked again it is the same one.
+        """
+
     def oom(self) -> str | None:
         """``"oom"``, ``"oom-ancestor"`` or None: what the counters say of an OOM kill in it."""
 

@@ -11,9 +11,9 @@ from .. import _cgroup_usage
 from .. import _cgroup_v1 as v1
 from .._cgroup import Cgroup
 from .._host import LIMIT_FILES
-from .._isolated import io, os, threading, time
+from .._isolated import io, os, select, threading, time
 from .._kernel_files import join, read_file
-from .._kernel_text import cgroup_mounts, membership, membership_path
+from .._kernel_text import cgroup_mounts, flat_keyed, membership, membership_path
 from .._ownership import SLICE, UNSIGNED_MODE, base_of, claim, signpost_name
 from .._placement import Missing
 from .._process import children, gets_orphans, reap, wait_gone
@@ -210,6 +210,7 @@ class CgroupTree:
         self.limits: dict[str, str] = {}
         self.oom_fd: int | None = None
         self._oom_above_fd: int | None = None
+        self._events_fd: int | None = None
         self._ooms = self._ooms_above = 0
         self._procs = cgroup.open_procs()
         self._joined: tuple[float, int] | None = None
@@ -356,7 +357,25 @@ class CgroupTree:
         """
         self._ooms += _count(self.oom_fd)
         self._ooms_above += _count(self._oom_above_fd)
-        return self._ooms > self._ooms_above
+        return self._ooms > self._ooms_above or self._was_killed_whole()
+
+    def _was_killed_whole(self) -> bool:
+        """By v2's memory.oom.group. Before Linux 5.17 that is not counted apart from other OOM kills in it."""
+        if "memory" in self.cgroup.controllers:
+            return False
+        if self._events_fd is None:
+            events = self.cgroup.events("memory.events.local")
+        else:  # its poll(2) tells again until it is read
+            events = flat_keyed(os.pread(self._events_fd, 4096, 0).decode())
+        return bool(events.get("oom_group_kill", events.get("oom_kill")))
+
+    def oom_bell(self) -> tuple[int, int] | None:
+        if self.oom_fd is not None:
+            return self.oom_fd, select.POLLIN
+        if self._events_fd is None and self._limits_memory() and "memory" not in self.cgroup.controllers:
+            with contextlib.suppress(OSError):
+                self._events_fd = os.open(f"{self.cgroup.path}/memory.events.local", os.O_RDONLY | os.O_CLOEXEC)
+        return None if self._events_fd is None else (self._events_fd, select.POLLPRI)
 
     def oom(self) -> str | None:
         """v2's ``oom`` counts where a limit was hit, in it or below it, and ``oom_kill`` where the victim was."""
@@ -376,10 +395,10 @@ class CgroupTree:
 
     def remove(self) -> None:
         self._close_procs()
-        for fd in (self.oom_fd, self._oom_above_fd, self._birthplace):
+        for fd in (self.oom_fd, self._oom_above_fd, self._events_fd, self._birthplace):
             if fd is not None:
                 os.close(fd)
-        self.oom_fd = self._oom_above_fd = self._birthplace = None
+        self.oom_fd = self._oom_above_fd = self._events_fd = self._birthplace = None
         if self.cgroup.unified and gets_orphans():  # v1 does not know where they were
             self._reap_orphans(self.cgroup.unified)
         self.cgroup.remove()

@@ -234,6 +234,9 @@ class ProcessTree:
     def out_of_memory(self) -> bool:
         return False
 
+    def oom_bell(self) -> None:
+        """It is watched, by `over_limit`."""
+
     def usage(self) -> Usage:
         final = self._final
         peak = self._peak or (

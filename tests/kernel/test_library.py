@@ -23,6 +23,7 @@ from tests.kernel.contain import DEADLINE_SECONDS, MB, PROGRAMS, descriptors, id
 from tests.kernel.forked import forked
 
 SLEEP = ["sleep", "1000"]
+_HOG = f"import time; x = b'x' * {200 * MB}; time.sleep(1000)"
 #: says when it no longer dies of SIGTERM
 STUBBORN = [sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"]
 
@@ -291,6 +292,58 @@ def test_its_memory(backend: str, request: pytest.FixtureRequest) -> None:
         assert other.wait(DEADLINE_SECONDS) == -signal.SIGKILL  # one OOM kill ends all of it
     assert container.outcome is not None
     assert container.outcome.usage.oom_kill
+
+
+@pytest.mark.parametrize("how", ["at the start", "later", "later, where another limit is watched"])
+def test_out_of_memory_it_has_ended(backend: str, how: str) -> None:
+    """Also for who asks nobody in it: nothing begins there any more, and who waits for it is told."""
+    asked: dict[str, Any] = {"at the start": {"memory": "64M"}, "later": {}}.get(how, {"timeout": 1000})
+    with Container(backend=backend, **asked) as container:
+        if how != "at the start":
+            container.update(memory="64M")
+        other = container.popen(SLEEP)
+        container.popen([sys.executable, "-c", _HOG]).wait(DEADLINE_SECONDS)
+        assert container.wait(DEADLINE_SECONDS).ended == "oom"
+        assert other.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+        with pytest.raises(ContainerError, match="has ended"):
+            container.popen(SLEEP)
+
+
+def test_out_of_memory_just_before_the_end(backend: str) -> None:
+    with Container(backend=backend, memory="64M") as container:
+        assert container.run([sys.executable, "-c", _HOG]).returncode == -signal.SIGKILL
+    assert container.outcome is not None
+    assert container.outcome.ended == "oom"
+
+
+@pytest.mark.requires("cgroup", "memory")
+def test_out_of_memory_in_one_inside() -> None:
+    """That is the inner one's end, and not the outer one's."""
+
+    def inside() -> str:
+        with Container(backend="cgroup", memory="64M") as inner:
+            assert inner.run([sys.executable, "-c", _HOG]).returncode == -signal.SIGKILL
+        _station.close()
+        assert inner.outcome is not None
+        return inner.outcome.ended
+
+    with Container(backend="cgroup", memory="400M") as container:
+        assert container.call(inside) == "oom"
+        assert container.run(["true"]).returncode == 0
+    assert container.outcome is not None
+    assert container.outcome.ended == "exit"
+
+
+@pytest.mark.requires("cgroup", "memory")
+def test_without_oom_group_it_goes_on() -> None:
+    with Container(memory="64M", oom_group=False) as container:
+        other = container.popen(SLEEP)
+        assert container.run([sys.executable, "-c", _HOG]).returncode == -signal.SIGKILL
+        assert container.run(["true"]).returncode == 0
+        assert other.poll() is None
+    other.wait(DEADLINE_SECONDS)
+    assert container.outcome is not None
+    assert container.outcome.ended == "exit"
 
 
 def _swap_offered() -> bool:

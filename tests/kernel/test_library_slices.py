@@ -118,6 +118,7 @@ def test_memory_of_all_of_them_together() -> None:
         first.communicate()
         program.communicate()
     assert done.usage.oom_kill
+    assert done.ended == "oom-ancestor"
     assert done.limits["slice"].startswith("memory (memory=96M, ")
 
 
