@@ -12,7 +12,7 @@ from ._of_many import total_memory
 from ._ownership import PATH, PATH_SLASH
 from ._spec import FIELDS, Spec, parse_kwargs
 from ._units import parse_size
-from ._values import is_backend
+from ._values import is_backend, parse_text
 from .exceptions import SpecError
 
 _WHERE = "Container"
@@ -107,20 +107,20 @@ def parse_path(path: object, spec: Spec) -> str:
     Raises:
         SpecError: it is none, or *spec* has it elsewhere.
     """
-    if not isinstance(path, str):
-        raise SpecError("path", path, "is no text", where=_WHERE, allowed=_PATHS)
-    names = path.split("/")
-    if spec.slice is not None:
-        why = "and slice= each say where the container stands"
-    elif not all(names) or {".", ".."}.intersection(names) or re.search(f"[\n\0{PATH_SLASH}]", path):
-        why = "is no relative path"
-    elif len(os.fsencode(path)) > _PATH_MAX:
-        why = "is too long"
-    elif any(name.startswith(PREFIX) for name in names):
-        why = f"is a session's: {PREFIX}…"
-    else:
-        return path
-    raise SpecError("path", path, why, where=_WHERE, allowed=_PATHS)
+    try:
+        text = parse_text(path)
+        names = text.split("/")
+        if spec.slice is not None:
+            raise ValueError("and slice= each say where the container stands")
+        if not all(names) or {".", ".."}.intersection(names) or "\n" in text or PATH_SLASH in text:
+            raise ValueError("is no relative path")
+        if len(os.fsencode(text)) > _PATH_MAX:
+            raise ValueError("is too long")
+        if any(name.startswith(PREFIX) for name in names):
+            raise ValueError(f"is a session's: {PREFIX}…")
+    except ValueError as error:
+        raise SpecError("path", path, str(error), where=_WHERE, allowed=_PATHS) from error
+    return text
 
 
 def safe_name(name: str) -> str:

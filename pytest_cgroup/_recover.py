@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ._cgroup import PREFIX, Cgroup
 from ._isolated import os, time
-from ._kernel_files import move_all, read_file, rmdir, words, write_file
+from ._kernel_files import move_all, read_file, read_words, rmdir, words, write_file
 from ._kernel_text import cgroup_mounts, membership, own_directory
 from ._orphans import KILL_SECONDS, Cleaned, end_processes, name_of, orphans
 from ._ownership import (
@@ -169,7 +169,7 @@ def _is_claimed(signpost: str, directory: str) -> bool:
         return session == os.path.basename(os.path.dirname(signpost))
     found = os.stat(directory)
     begun = found.st_uid == os.geteuid() and found.st_mode & 0o7777 == UNSIGNED_MODE
-    return begun and not _inner(directory, Cleaned()) and not words(f"{directory}/cgroup.procs")
+    return begun and not _inner(directory, Cleaned()) and not read_words(f"{directory}/cgroup.procs")
 
 
 def _may_live(directory: str) -> bool:

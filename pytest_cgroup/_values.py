@@ -113,7 +113,7 @@ def parse_account(value: object) -> Limit:
     """The name of a user or group, or its id. Whether it exists is not asked here."""
     if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value)):
         return parse_count(value, 0, 2**32 - 2)  # 2**32 - 1 means "leave as it is" to setuid(2)
-    return _account_name(_text(value))
+    return _account_name(parse_text(value))
 
 
 def parse_paths(value: object) -> tuple[str, ...]:
@@ -130,13 +130,13 @@ def parse_hidden(value: object) -> tuple[str, ...]:
 
 
 def _path(value: object) -> str:
-    text = _text(value.__fspath__() if isinstance(value, PathLike) else value)
+    text = parse_text(value.__fspath__() if isinstance(value, PathLike) else value)
     if not text.startswith("/"):
         raise ValueError("is not an absolute path")
     return posixpath.normpath("/" + text.lstrip("/"))  # POSIX keeps two leading slashes, mount(2) does not
 
 
-def _text(value: object) -> str:
+def parse_text(value: object) -> str:
     """Text that a system call takes: no NUL, and no half of a surrogate pair that stands for nothing."""
     if not isinstance(value, str):
         raise ValueError("is no text")
@@ -222,9 +222,9 @@ def parse_controls(value: object) -> tuple[tuple[str, str], ...]:
 def _control(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not _text(value).strip():
+    if not parse_text(value).strip():
         raise ValueError("is empty")
-    return _text(value)
+    return parse_text(value)
 
 
 def parse_rlimits(value: object) -> tuple[tuple[str, tuple[Limit, Limit]], ...]:

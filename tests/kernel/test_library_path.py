@@ -164,6 +164,8 @@ def test_what_is_above_stays(path: str) -> None:
         ("x" * 251, "is too long"),
         ("a/pytest-cgroup-1", "is a session's"),
         (7, "is no text"),
+        ("a\0b", "holds a NUL"),
+        ("\ud800", "can't be encoded"),
     ],
 )
 def test_a_wrong_path(path: str, why: str) -> None:
