@@ -21,6 +21,7 @@ WAYS = r"""
 import asyncio, contextlib, multiprocessing, pty, shlex
 
 ARGV = ["sleep", "120"]
+kept = []
 
 def note(name, pid):
     open(name + ".pid", "w").write(str(pid))
@@ -70,7 +71,8 @@ def below_a_shell(name):
 def in_asyncio(name):
     async def start():
         return await asyncio.create_subprocess_exec(*ARGV)
-    note(name, asyncio.run(start()).pid)
+    kept.append(asyncio.run(start()))  # or asyncio kills it when its garbage is collected
+    note(name, kept[-1].pid)
 
 def in_multiprocessing(name):
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,))

@@ -75,7 +75,7 @@ def test_contained_tests(pytester: pytest.Pytester, state: Path, workers: int) -
     assert held(state) == []
 
 
-@pytest.mark.parametrize("how", ["", ", pid_ns=True"])
+@pytest.mark.parametrize("how", ["", pytest.param(", pid_ns=True", marks=pytest.mark.requires("pid_ns"))])
 def test_who_is_not_taken_in_does_not_run(pytester: pytest.Pytester, state: Path, how: str) -> None:
     (state / "refuse").touch()
     source = f"@contained(pids=9{how})\ndef test_it():\n    open('ran', 'w')\ndef test_other(): pass\n"

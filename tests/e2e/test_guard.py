@@ -112,6 +112,7 @@ def test_nothing_survives_xdist(stage: Stage, backend: str, victim: str) -> None
         assert f"pytest[{run.pytest}] was killed" in said
 
 
+@pytest.mark.requires("cgroup")
 def test_a_controller_of_nothing_contained(root: Stage) -> None:
     """On pure cgroup v2 it steps aside all the same, and is guarded; elsewhere it makes nothing."""
     source = """

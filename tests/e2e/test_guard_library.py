@@ -117,9 +117,9 @@ def living(pids: list[int]) -> list[int]:
     return found
 
 
-def left_after_a_second(pids: list[int]) -> tuple[list[int], list[str]]:
-    """Who lives, and the cgroups in all hierarchies, at the latest a second after the first of *pids* was killed."""
-    deadline = time.monotonic() + 1.0
+def left(pids: list[int], *, after: float = SECONDS) -> tuple[list[int], list[str]]:
+    """Who lives, and the cgroups in all hierarchies, at the latest *after* seconds after the first one was killed."""
+    deadline = time.monotonic() + after
     while (living(pids) or cgroups_of(pids[0])) and time.monotonic() < deadline:
         time.sleep(0.02)
     return living(pids), cgroups_of(pids[0])
@@ -136,7 +136,7 @@ def test_nothing_survives(stage: Stage, who: str, backend: str) -> None:
     with stage.started(who, backend, guard=True) as (_, pids):
         assert len(living(pids)) == 5
         os.kill(pids[0], signal.SIGKILL)
-        assert left_after_a_second(pids) == ([], [])
+        assert left(pids) == ([], [])
 
 
 @each_owner
@@ -145,11 +145,11 @@ def test_without_the_guard_they_do(stage: Stage, who: str, monkeypatch: pytest.M
     """The negative control. What is left the next run removes, or `clean`."""
     with stage.started(who, "cgroup", guard=False) as (_, pids):
         os.kill(pids[0], signal.SIGKILL)
-        assert left_after_a_second(pids)[0] == pids[1:]
+        assert left(pids, after=1.0)[0] == pids[1:]
         assert cgroups_of(pids[0])
         monkeypatch.delenv(NO_RECOVERY)
         subprocess.run([sys.executable, "-m", "pytest_cgroup", "clean"], check=False, capture_output=True)
-        assert left_after_a_second(pids) == ([], [])
+        assert left(pids) == ([], [])
 
 
 @each_owner
@@ -157,7 +157,7 @@ def test_the_process_above_a_tree_ends_it_without_a_guard(stage: Stage, who: str
     """But for what a function that was called has left, which has another above it: that is the guard's."""
     with stage.started(who, "process", guard=False) as (_, pids):
         os.kill(pids[0], signal.SIGKILL)
-        assert left_after_a_second(pids)[0] == [pids[2]]
+        assert left(pids, after=1.0)[0] == [pids[2]]
 
 
 @pytest.mark.requires("cgroup")
@@ -170,14 +170,14 @@ def test_a_command_in_the_foreground(tmp_path: Path, guard: bool) -> None:
         pids = [process.pid, *map(int, process.stdout.readline().split())]
         process.kill()
         process.wait()
-        left = left_after_a_second(pids)
+        found = left(pids, after=SECONDS if guard else 1.0)
         for pid in living(pids[1:]):
             os.kill(pid, signal.SIGKILL)
     if guard:
-        assert left == ([], [])
+        assert found == ([], [])
     else:
-        assert len(left[0]) == 2
-        assert left[1]
+        assert len(found[0]) == 2
+        assert found[1]
         env = {name: value for name, value in os.environ.items() if name != NO_RECOVERY}
         subprocess.run([sys.executable, "-m", "pytest_cgroup", "clean"], check=False, capture_output=True, env=env)
         assert cgroups_of(pids[0]) == []

@@ -29,12 +29,6 @@ def test_segv(): os.kill(os.getpid(), signal.SIGSEGV)
 def test_term(): os.kill(os.getpid(), signal.SIGTERM)
 @contained
 def test_sysexit(): sys.exit(0)
-@contained(pid_ns=True)
-def test_kill_in_pid_ns(): os.kill(os.getpid(), signal.SIGKILL)
-@contained(pid_ns=True)
-def test_segv_in_pid_ns(): os.kill(os.getpid(), signal.SIGSEGV)
-@contained(pid_ns=True)
-def test_exit_in_pid_ns(): os._exit(0)
 @contained
 def test_exec(): os.execvp("true", ["true"])
 @contained
@@ -53,22 +47,39 @@ def test_teardown(crash_in_teardown): pass
 def test_bare_marker(): assert os.getpid() != PYTEST
 PYTEST = os.getpid()
 """
+_IN_PID_NS = """
+@contained(pid_ns=True)
+def test_kill_in_pid_ns(): os.kill(os.getpid(), signal.SIGKILL)
+@contained(pid_ns=True)
+def test_segv_in_pid_ns(): os.kill(os.getpid(), signal.SIGSEGV)
+@contained(pid_ns=True)
+def test_exit_in_pid_ns(): os._exit(0)
+"""
 
 
-@ways
-def test_crash_exit_and_no_result_are_failures(pytester: pytest.Pytester, extra: tuple[str, ...]) -> None:
+def crashing(pytester: pytest.Pytester, source: str, extra: tuple[str, ...]) -> tuple[dict[str, int], int]:
+    """How many ended how, and of how many there is a record."""
     plugins: list[str] = []
     for option in extra:
         plugins += _PLUGINS[option]
         if importlib.util.find_spec(plugins[-1].partition(".")[0]) is None:
             pytest.skip(f"{plugins[-1]} is not installed")
-    result = run(pytester, _CRASHES, *plugins, *extra)
+    result = run(pytester, source, *plugins, *extra)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    counts = {name: number for name, number in result.counts.items() if name != "rerun"}
-    passed = 3 if "--reruns=1" in extra else 2  # the test that crashes in its teardown has passed its call, each time
-    assert counts == {"failed": 11, "error": 2, "passed": passed}
     assert ("rerun" in result.counts) == ("--reruns=1" in extra)
-    assert len(result.records) == 14
+    return {name: number for name, number in result.counts.items() if name != "rerun"}, len(result.records)
+
+
+@ways
+def test_crash_exit_and_no_result_are_failures(pytester: pytest.Pytester, extra: tuple[str, ...]) -> None:
+    passed = 3 if "--reruns=1" in extra else 2  # the test that crashes in its teardown has passed its call, each time
+    assert crashing(pytester, _CRASHES, extra) == ({"failed": 8, "error": 2, "passed": passed}, 11)
+
+
+@ways
+@pytest.mark.requires("pid_ns")
+def test_also_in_a_pid_namespace(pytester: pytest.Pytester, extra: tuple[str, ...]) -> None:
+    assert crashing(pytester, _IN_PID_NS, extra) == ({"failed": 3}, 3)
 
 
 def test_rerun_until_it_passes(pytester: pytest.Pytester) -> None:
