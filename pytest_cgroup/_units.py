@@ -26,7 +26,7 @@ _SIZE: Final = rf"(?ai){_NUMBER}\s*([KMGTPE]?)(iB|i|B)?"  # ASCII: U+212A is a K
 _PERCENT: Final = rf"{_NUMBER}\s*%"
 _COUNT: Final = r"[0-9]{1,19}"
 _CPUS: Final = r"([0-9]{1,5})(?:-([0-9]{1,5}))?"
-_DECIMAL: Final = r"([0-9]{1,18}(?:\.[0-9]{1,18})?)"
+_DECIMAL: Final = r"([0-9]{1,18}(?:\.[0-9]{1,20})?)"  # repr() gives a float 17 digits after three zeros
 _PLAIN: Final = rf"{_DECIMAL}(?:[eE]([+-]?[0-9]{{1,3}}))?"
 _DURATION: Final = (
     # one blank at most between two parts: a run of optional runs of blanks is slow to refuse

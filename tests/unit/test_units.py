@@ -214,6 +214,7 @@ def test_bad_cpuset(value: object, reason: str) -> None:
         ("1h 30m", 5400.0),
         ("1 h 02 m", 3720.0),
         (" 1s ", 1.0),
+        ("0.00012345678901234567", 0.00012345678901234567),
     ],
 )
 def test_seconds(value: object, seconds: float) -> None:
