@@ -45,8 +45,8 @@ _NEEDS = {
     "pids": "needs a cgroup, and RLIMIT_NPROC is no substitute (it counts all processes of the user)",
 }
 _WATCH_SECONDS = 0.05
-#: so often memory is summed up again where somebody ended meanwhile; then the sum is believed
-_MOST_SUMS = 5
+#: so often memory is summed up, and so long after each sum, before it is believed to be above the limit
+_MOST_SUMS, _SUM_SECONDS = 5, 0.002
 
 
 class ProcessBackend:
@@ -266,17 +266,16 @@ class ProcessTree:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def _used_by(self, pids: Collection[int], limit: int) -> int:
-        """Bytes. Above *limit* only if nobody's memory went meanwhile, or each time: processes may come and go.
+        """Bytes; above *limit* only if that is so each time, since processes come and go.
 
-        Who ended was counted, and once more with those he shared pages with.
+        Who ends meanwhile, or executes a program, was counted, and once more with those he shared pages with; who was
+        just started by vfork(2) has his parent's.
         """
-        used = 0
         for _ in range(_MOST_SUMS):
             used = max(0, sum(_memory_bytes(pid, self._before) for pid in pids) - self._before)
-            living = list(filter(_has_memory, pids))
-            if used <= limit or len(living) == len(pids):
+            if used <= limit:
                 break
-            pids = living
+            time.sleep(_SUM_SECONDS)
         return used
 
     def over_limit(self) -> bool:
@@ -312,13 +311,6 @@ def _memory_bytes(pid: int, inherited: int) -> int:
     with contextlib.suppress(OSError), io.open(f"/proc/{one}/statm", encoding="utf-8") as f:
         return max(0, int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") - inherited)
     return 0
-
-
-def _has_memory(pid: int) -> bool:
-    """Whether it has an address space: who ends has given it back before he is a zombie."""
-    with contextlib.suppress(OSError), io.open(f"/proc/{living_thread(pid)}/statm", encoding="utf-8") as f:
-        return not f.read().startswith("0 ")
-    return False
 
 
 def _cpus(text: str) -> set[int]:
