@@ -23,37 +23,6 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = f"{os.sep}pytest_cgroup{os.sep}"
-# What runs inside: it times the tests alone, apart from interpreter, imports and collection. It is no conftest.py: if
-# one of these hears of a test's end, the next one is not forked before that.
-_PROBE = """
-import json, os, time
-import pytest
-
-PROBE = {"samples": [], "finished": {}}
-
-def sample():
-    with open("/proc/self/statm") as f:
-        rss = int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    PROBE["samples"].append([rss, len(os.listdir("/proc/self/fd"))])
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session):
-    sample()
-    start = time.perf_counter()
-    result = yield
-    PROBE["loop_seconds"] = time.perf_counter() - start
-    sample()
-    return result
-
-def pytest_runtest_logfinish(nodeid):
-    PROBE["finished"][nodeid] = time.monotonic()
-    if len(PROBE["finished"]) % 100 == 0:
-        sample()
-
-def pytest_unconfigure():
-    with open("probe.json", "w") as f:
-        json.dump(PROBE, f)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +65,11 @@ def run(contender: Contender, timeout: float = 600, below: Sequence[str] = ()) -
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
-        (directory / "bench_probe.py").write_text(_PROBE, encoding="utf-8")
         (directory / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         (directory / "test_it.py").write_text(contender.source, encoding="utf-8")
         env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
         env.pop("PYTHONDONTWRITEBYTECODE", None)  # who installs a package has it compiled
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), name, os.environ.get("PYTHONPATH")]))
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         done = subprocess.run(
