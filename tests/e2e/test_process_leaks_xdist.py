@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pytest_cgroup
+from tests.conftest import not_offered
 from tests.e2e.leaving import leaks, pid_of, section, survivors, watch
 
 _SOURCE = """
@@ -69,9 +72,54 @@ def socket_server(tmp_path: Path) -> Iterator[str]:
             process.kill()
 
 
-def test_a_worker_behind_a_socket_says_the_same(pytester: pytest.Pytester, socket_server: str) -> None:
+@pytest.fixture
+def ssh_server(tmp_path: Path) -> Iterator[str]:
+    """How ssh(1) reaches a server of ours, and is let in as who we are."""
+    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if sshd is None or os.geteuid() != 0:
+        not_offered("ssh", "there is no sshd" if sshd is None else "not run as root")
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    server = {
+        "ListenAddress": f"127.0.0.1:{port}",
+        "HostKey": tmp_path / "host",
+        "AuthorizedKeysFile": tmp_path / "user.pub",
+        "PidFile": "none",
+        "UsePAM": "no",
+        "StrictModes": "no",
+        "PermitRootLogin": "yes",
+        "SetEnv": f"PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH={Path(pytest_cgroup.__file__).parent.parent}",
+    }
+    client = {
+        "HostName": "127.0.0.1",
+        "Port": port,
+        "User": "root",
+        "IdentityFile": tmp_path / "user",
+        "StrictHostKeyChecking": "no",
+        "UserKnownHostsFile": "/dev/null",
+        "LogLevel": "ERROR",
+    }
+    for name, options in (("sshd_config", server), ("ssh_config", {"Host": "loopback", **client})):
+        (tmp_path / name).write_text("".join(f"{key} {value}\n" for key, value in options.items()))
+    os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where it locks itself in; else made with its service
+    command = [sshd, "-D", "-e", "-f", str(tmp_path / "sshd_config")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "listening" in (line := process.stderr.readline()), line + process.stderr.read()
+        try:
+            yield f"-F {tmp_path / 'ssh_config'} loopback"
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("way", ["socket", "ssh"])
+def test_a_worker_elsewhere_says_the_same(pytester: pytest.Pytester, request: pytest.FixtureRequest, way: str) -> None:
     """As on another host: it has a session of its own there."""
-    tx = f"--tx=socket={socket_server}//chdir={pytester.path}"
+    address = request.getfixturevalue(f"{way}_server")
+    python = f"//python={sys.executable}" if way == "ssh" else ""
+    tx = f"--tx={way}={address}{python}//chdir={pytester.path}"
     result = watch(pytester, _SOURCE, "-pxdist.plugin", tx, "--dist=load")
     assert survivors(pytester) == {}
     assert result.ret == 1, result.text
