@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -343,12 +344,15 @@ def machine() -> str:
     """What was measured on, in a line."""
     import pytest
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = "unknown"
+    with contextlib.suppress(OSError):  # no git
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        commit = git.stdout.strip() or commit
     python = ".".join(map(str, sys.version_info[:3]))
     uname = os.uname()
     return (
         f"{uname.sysname} {uname.release} {uname.machine}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; "
-        f"Python {python}, pytest {pytest.__version__}, commit {commit.stdout.strip() or 'unknown'}"
+        f"Python {python}, pytest {pytest.__version__}, commit {commit}"
     )
 
 

@@ -56,7 +56,7 @@ def parse_change(asked: dict[str, Any], limits: dict[str, Any]) -> tuple[Spec, S
 
 
 def _resolved(asked: dict[str, Any], where: str) -> Spec:
-    return Spec.parse(asked, where).resolve(total_memory())
+    return Spec.parse(asked, where).resolve(total_memory()) if asked else Spec()
 
 
 def parse_output_limit(value: int | str | None) -> int | None:

@@ -369,8 +369,10 @@ class Life:
             leaks: tuple[Leak, ...] = ()
             emptied = False
             try:
-                leaks = self._ask_to_end(grace)
-                if not (emptied := self.tree.kill(KILL_SECONDS)):
+                if not (emptied := self._is_empty()):
+                    leaks = self._ask_to_end(grace)
+                    emptied = self.tree.kill(KILL_SECONDS)
+                if not emptied:
                     notes.append(self._still_there())
             finally:
                 self.outcome = self._conclude(leaks, notes, emptied)
@@ -380,12 +382,15 @@ class Life:
                 self._station.is_over(self)
             return self.outcome
 
+    def _is_empty(self) -> bool:
+        """Whether all have ended by themselves, or do so in a moment."""
+        return self.cause is None and self.tree.settle(0.0 if self.alive() else SETTLE_SECONDS)
+
     def _ask_to_end(self, grace: float) -> tuple[Leak, ...]:
         """Name what is left, and end it gently where there is time for that."""
-        tree = self.tree
-        if self.cause is not None or tree.settle(0.0 if self.alive() else SETTLE_SECONDS):
+        if self.cause is not None:
             return ()
-        me = os.getpid()
+        tree, me = self.tree, os.getpid()
         left = [pid for pid in tree.pids() if pid not in self.not_left and not self._is_of_a_daemon(pid)]
         leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in left]
         if grace > 0:

@@ -82,8 +82,11 @@ def stat_fields(pid: int) -> list[str] | None:
 
 
 def _read_stat(pid: int) -> list[str]:
-    with io.open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
-        return f.read().rpartition(")")[2].split()
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].decode().split()  # the name before that may hold any bytes
+    finally:
+        os.close(fd)
 
 
 def has_ended(fields: Sequence[str]) -> bool:

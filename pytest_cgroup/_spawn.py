@@ -69,15 +69,15 @@ class Spawner:
         self._rusage: list[tuple[float, ...]] = []
         #: what each process takes on, see `_program`
         self.entry = _entry(spec, tree)
-        namespaces = dataclasses.replace(
-            Namespaces.from_spec(spec, keep=_kept() if spec.private_tmp else ()), cgroup=False
-        )
-        user_ns = spec.user_ns or host.needs_user_namespace(namespaces_asked(spec))
+        asked = namespaces_asked(spec)
+        user_ns = spec.user_ns or host.needs_user_namespace(asked)
         self._first = first
         #: the container's own launcher, where it has one
         self.branch: Launcher | None = None
-        self._in_namespaces = namespaces.any or user_ns or seat is not None
+        self._in_namespaces = bool(asked - {"cgroup_ns"}) or user_ns or seat is not None  # that one each enters itself
         if own or self._in_namespaces:
+            namespaces = Namespaces.from_spec(spec, keep=_kept() if spec.private_tmp else ())
+            namespaces = dataclasses.replace(namespaces, cgroup=False)
             self.branch, pid_1 = first().branch(
                 dataclasses.asdict(namespaces), user_ns=user_ns, own=own, seat=seat, init=init
             )
