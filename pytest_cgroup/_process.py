@@ -82,11 +82,8 @@ def stat_fields(pid: int) -> list[str] | None:
 
 
 def _read_stat(pid: int) -> list[str]:
-    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096).rpartition(b")")[2].decode().split()  # the name before that may hold any bytes
-    finally:
-        os.close(fd)
+    with io.open(f"/proc/{pid}/stat", "rb", buffering=0) as f:
+        return f.read(4096).rpartition(b")")[2].decode().split()  # the name before that may hold any bytes
 
 
 def has_ended(fields: Sequence[str]) -> bool:
