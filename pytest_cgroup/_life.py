@@ -276,12 +276,14 @@ class Life:
         watched = {name: getattr(self.spec, name) for name in ("timeout", "cpu_time")}
         return {**self.tree.limits, **{name: f"{value:g} s" for name, value in watched.items() if value is not None}}
 
-    def usage(self) -> Usage:
-        """What was used so far, or in all."""
+    def usage(self, wall_seconds: float | None = None) -> Usage:
+        """What was used so far, or in all; *wall_seconds* are the container's unless given."""
         if self.outcome is not None:
-            return self.outcome.usage
-        self._spawner.measure()
-        return dataclasses.replace(self.tree.usage(), wall_seconds=time.monotonic() - self._started_at)
+            used, wall = self.outcome.usage, self.outcome.usage.wall_seconds
+        else:
+            self._spawner.measure()
+            used, wall = self.tree.usage(), time.monotonic() - self._started_at
+        return dataclasses.replace(used, wall_seconds=wall if wall_seconds is None else wall_seconds)
 
     def stats(self) -> dict[str, str]:
         """The files of its cgroup; none where there is none."""
@@ -319,7 +321,7 @@ class Life:
             ended=self.cause or oom or ("exit" if code >= 0 else "signal"),  # type: ignore[arg-type]
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
-            usage=dataclasses.replace(self.usage(), wall_seconds=wall),
+            usage=self.usage(wall),
             leaks=tuple(leak for pid in left if (leak := describe(pid, owner=owner, ancestors_until=os.getpid()))),
             backend=self._backend.name,
             not_enforced=self._backend.weaker(self.spec),

@@ -266,12 +266,11 @@ class Popen(subprocess.Popen[Any]):
         if any(b"\0" in word for word in (*words, *executables, *(env or ()))):
             raise ValueError("embedded null byte")
         standard = {0: p2cread, 1: c2pwrite, 2: errwrite}
-        variables = list(env) if env is not None else [k + b"=" + v for k, v in os.environb.items()]
         is_plain = close_fds and set(kept) <= {errpipe_write} and umask < 0 and (uid, gid, gids) == (None,) * 3
         if self._only_cgroup is not None and is_plain and not _crosses(standard):
             asked = {
                 "argv": words,
-                "env": variables,
+                "env": env,
                 "cwd": None if cwd is None else os.fsencode(cwd),
                 "pgid": pgid,
                 "setsid": setsid,
@@ -297,7 +296,7 @@ class Popen(subprocess.Popen[Any]):
                 {
                     "argv": words,
                     "executables": list(executables),
-                    "env": variables,
+                    "env": list(env) if env is not None else [k + b"=" + v for k, v in os.environb.items()],
                     "cwd": os.path.abspath(os.fsencode(cwd)) if cwd is not None else os.getcwdb(),
                     "chdir": _CHDIR,
                     "targets": [target for target, _ in wanted],

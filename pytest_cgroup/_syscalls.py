@@ -14,7 +14,7 @@ from ._isolated import os, signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from ctypes import CDLL
+    from ctypes import CDLL, Array, c_char_p
 
 # clone(2), unshare(2), setns(2); CLONE_NEWTIME since Linux 5.6
 CLONE_NEWTIME = 0x00000080
@@ -200,6 +200,13 @@ _POSIX_SPAWN_SETCGROUP = 0x100
 _ROOM = 1024
 
 
+def _vector(words: Sequence[bytes]) -> Array[c_char_p]:
+    """As execve(2) takes them."""
+    import ctypes
+
+    return (ctypes.c_char_p * (len(words) + 1))(*words, None)
+
+
 def can_spawn_into_cgroup() -> bool:
     """Whether the C library can start a program in a cgroup: glibc can from 2.39 on, musl can't."""
     return hasattr(_libc(), "posix_spawnattr_setcgroup_np")
@@ -209,7 +216,7 @@ def spawn_into_cgroup(
     cgroup: int,
     executable: bytes,
     argv: Sequence[bytes],
-    env: Sequence[bytes],
+    env: Sequence[bytes] | None,
     *,
     fds: Mapping[int, int],
     cwd: bytes | None,
@@ -222,6 +229,7 @@ def spawn_into_cgroup(
     Like vfork(2) it copies no page tables, and nothing of Python runs before the exec.
 
     Args:
+        env: None for this process's, as execv(3) takes it.
         fds: for 0, 1 and 2 what they shall be, put in place in the order given; they alone are inherited.
         cwd: None for this process's.
         pgid: its process group, 0 for one of its own, -1 for this process's.
@@ -237,7 +245,8 @@ def spawn_into_cgroup(
             raise OSError(error, f"{name}: {os.strerror(error)}", executable)
 
     attributes, actions, signals, pid = *(ctypes.create_string_buffer(_ROOM) for _ in range(3)), ctypes.c_int()
-    words, variables = ((ctypes.c_char_p * (len(each) + 1))(*each, None) for each in (argv, env))
+    words = _vector(argv)
+    variables = ctypes.c_void_p.in_dll(_libc(), "environ") if env is None else _vector(env)
     flags = _POSIX_SPAWN_SETCGROUP | _POSIX_SPAWN_SETSIGDEF
     call("posix_spawnattr_init", attributes)
     call("posix_spawn_file_actions_init", actions)

@@ -70,8 +70,9 @@ def test_no_launcher_is_needed(container: Container, tmp_path: Path, monkeypatch
     )
     assert done.stdout.split() == [name_of(container), str(tmp_path), "value"]
     assert done.stderr.split() == ["True", "True"]
+    monkeypatch.setenv("NAME", "inherited")
     done = container.run([sys.executable, "-c", TOLD], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert sorted(done.stdout.split()) == sorted(["False", "False", name_of(container), os.getcwd(), "None"])
+    assert sorted(done.stdout.split()) == sorted(["False", "False", name_of(container), os.getcwd(), "inherited"])
     assert container.run("exit 7", shell=True).returncode == 7
     assert container.run(["true"], input=b"x").returncode == 0
 
