@@ -64,7 +64,8 @@ class Watcher(threading.Thread):
                     break
                 if self._tree.out_of_memory():
                     return self._kill(self._tree.oom() or "oom")
-                self._watched.suspect()
+                if fd == self._tree.oom_fd:  # v1's, which tells of a cgroup above, too; v2's rings also for less
+                    self._watched.suspect()
             if (cause := self._watched.due(self._tree)) is not None:
                 return self._kill(cause)
 

@@ -335,6 +335,36 @@ def test_out_of_memory_in_one_inside() -> None:
 
 
 @pytest.mark.requires("cgroup", "memory")
+def test_out_of_memory_in_one_inside_just_after_a_limit_was_set() -> None:
+    """Who begins to watch a file of v2's is woken once for nothing, and is not to take that for a word of its end."""
+    (asked, ask), (told, tell) = os.pipe(), os.pipe()
+
+    def inside() -> str:
+        with Container(backend="cgroup", memory="64M") as inner:
+            hog = inner.popen([sys.executable, "-c", f"print(flush=True); input(); {_HOG}"], stdin=asked, stdout=tell)
+            assert hog.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+        _station.close()
+        assert inner.outcome is not None
+        return inner.outcome.ended
+
+    def let_it_eat() -> None:
+        os.read(told, 1)
+        container.update(memory="400M")
+        os.write(ask, b"\n")
+
+    with Container(backend="cgroup") as container:
+        thread = threading.Thread(target=let_it_eat)
+        thread.start()
+        assert container.call(inside) == "oom"
+        thread.join()
+        assert container.run(["true"]).returncode == 0
+    for fd in (asked, ask, told, tell):
+        os.close(fd)
+    assert container.outcome is not None
+    assert container.outcome.ended == "exit"
+
+
+@pytest.mark.requires("cgroup", "memory")
 def test_without_oom_group_it_goes_on() -> None:
     with Container(memory="64M", oom_group=False) as container:
         other = container.popen(SLEEP)
