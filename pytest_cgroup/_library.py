@@ -405,7 +405,7 @@ class Container:
 
     @property
     def limits(self) -> dict[str, str]:
-        """The limits in force, as read back from the kernel."""
+        """The limits in force: as read back from the kernel, or watched from here."""
         return {} if self._life is None else self._life.limits()
 
     def wait_empty(self, timeout: float | None = None) -> bool:

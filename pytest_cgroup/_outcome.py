@@ -156,8 +156,8 @@ class Outcome:
     """How a container ended.
 
     ``ended`` is the cause, ``exit_code`` and ``signal`` what waitid(2) said of the first process. ``limits`` is what
-    was in force as read back from the kernel, ``not_enforced`` the fields that this backend could not hold.
-    ``phase`` is the test's phase at the end ("setup", "call", "teardown"), ``stack`` the last Python stack.
+    was in force as read back from the kernel, or watched from here, ``not_enforced`` the fields that this backend could
+    not hold. ``phase`` is the test's phase at the end ("setup", "call", "teardown"), ``stack`` the last Python stack.
     """
 
     ended: Ended

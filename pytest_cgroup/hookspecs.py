@@ -58,7 +58,7 @@ class AnyContainer(Protocol):
 
     @property
     def limits(self) -> Mapping[str, str]:
-        """The limits in force, as read back from the kernel."""
+        """The limits in force: as read back from the kernel, or watched from here."""
 
     def usage(self) -> Usage:
         """What it has used so far; times in seconds, sizes in bytes."""

@@ -33,7 +33,7 @@ from ..exceptions import NotOffered
 from . import missing_identity, missing_namespaces
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from .._host import Host
     from .._spec import Spec
@@ -130,7 +130,6 @@ class ProcessTree:
 
     def __init__(self, memory: int | None, cpuset: str | None, outside: Held | None = None) -> None:
         self._outside = outside
-        self.limits: dict[str, str] = {} if outside is None else outside.limits
         self.watch_interval = None if memory is None else _WATCH_SECONDS
         self._memory = memory
         self._cpuset = cpuset
@@ -145,6 +144,12 @@ class ProcessTree:
         self._peak: int | None = None
         self._exceeded = False
         self._final: dict[str, float] = {}
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """What is set from outside, and what is watched from here."""
+        outside = {} if self._outside is None else self._outside.limits
+        return outside if self._memory is None else {**outside, "memory": str(self._memory)}
 
     def join(self) -> None:
         os.environ[COOKIE] = self._cookie

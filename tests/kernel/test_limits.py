@@ -94,6 +94,7 @@ def test_memory_is_watched_where_no_cgroup_is(lab: Lab) -> None:
     assert outcome.ended == "oom"
     assert outcome.usage.memory_peak_bytes is not None
     assert outcome.usage.memory_peak_bytes > 64 * MB
+    assert outcome.describe().startswith("out of memory: killed at its own limit (memory=64M, peak ")
     with lab.live(lambda _: hog(16), memory=64 * MB) as live:
         live.container.watch({}, lambda: False, 0.2)
         assert live.finish().ended == "exit"
