@@ -124,4 +124,5 @@ def _end(process: Popen, born: Callable[[], list[int]]) -> None:
         signal_members(born, signal.SIGKILL)
         wait_gone(left, 0.5)
     process.kill()
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # in uninterruptible sleep: the container's end will tell
+        process.wait(KILL_SECONDS)

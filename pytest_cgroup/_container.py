@@ -74,6 +74,8 @@ class Container:
         #: its limits that the kernel does not keep
         self.watched = Watched(spec)
         self._cause: str | None = None
+        #: the first process has outlived a kill: who waits for its end may wait for ever
+        self._survives = False
         self._notes: list[str] = []
         self._outcome: Outcome | None = None
         self._unseen: str | None = None
@@ -165,6 +167,8 @@ class Container:
     ) -> None:
         """Sleep until *done* or the first process has ended; *readers* are called when their descriptor has something.
 
+        Also until it can't be ended: it was killed, and is still there.
+
         A reader returns False once its descriptor is at its end. A container that is over a limit of time, or out of
         memory where the kernel does not end it, is killed from here; so are those `beside` it. *timeout* seconds bound
         the sleep itself.
@@ -175,7 +179,7 @@ class Container:
         heard |= {one: one._heard(one.readers) for one in self.beside if not (one is self or one.ended)}
         for fd in [fd for its_own in heard.values() for fd in its_own]:
             poll.register(fd, select.POLLIN)
-        while not (done() or self.ended) and (until is None or time.monotonic() < until):
+        while not (done() or self.ended or self._survives) and (until is None or time.monotonic() < until):
             hear = {fd: call for its_own in heard.values() for fd, call in its_own.items()}
             waits = [wait for one in heard if (wait := one._poll_milliseconds(until)) is not None]
             for fd, _ in poll.poll(min(waits, default=None)):
@@ -233,18 +237,24 @@ class Container:
         """
         child = self.direct_child
         child.is_killed = True
-        deadline = time.monotonic() + KILL_SECONDS
+        deadline = time.monotonic() + self._kill_seconds
         patience = time.monotonic() + _REAPER_SECONDS
         if child.reaper is None:
             child.signal(signal.SIGKILL)
         while True:
             emptied = self.tree.kill(max(0.0, deadline - time.monotonic()))
-            if child.ends_in(0.05) or time.monotonic() > deadline:
+            if (ends := child.ends_in(0.05)) or time.monotonic() > deadline:
+                self._survives = not ends
                 return emptied
             child.read_status()  # who the reaper is, where a namespace keeper stands above it
             child.signal(signal.SIGKILL if child.reaper is None else signal.SIGCONT)  # it may have been stopped
             if emptied and self.ended and time.monotonic() > patience:
                 child.kill_reaper()  # nobody else is left: somebody has left the cgroup, and not the pid namespace
+
+    @property
+    def _kill_seconds(self) -> float:
+        """It is waited for so long once, and not at each step of its end."""
+        return 0.0 if self._survives else KILL_SECONDS
 
     def time_out(self) -> None:
         """Kill everything as at the deadline: somebody else's has come."""
@@ -306,7 +316,7 @@ class Container:
             wall = self.watched.wall_seconds
             if not (emptied and child.reaped and self.untold is None) and not self._kill():
                 self._notes.append(f"still there {KILL_SECONDS:.0f} s after SIGKILL: {who(tree)}")
-            if not child.end(KILL_SECONDS):
+            if not child.end(self._kill_seconds):
                 self._notes.append(f"the first process is still there {KILL_SECONDS:.0f} s after SIGKILL: {child.pid}")
             usage = dataclasses.replace(tree.usage(), wall_seconds=wall)
             if self._cause == "oom":  # told of it, we may have been faster than the kernel's killer, and done its work

@@ -112,8 +112,25 @@ def test_who_can_not_be_killed_is_told_in_time(cgroup: Cgroup, monkeypatch: pyte
         process.kill()
 
 
+_STUCK_CHILD = """
+    process = subprocess.Popen(["sleep", "120"])
+    stick(process.pid)
+"""
+_STUCK_ITSELF = """
+    stick(os.getpid())
+    time.sleep(120)
+"""
+
+
 @pytest.mark.requires("cgroup", "root")
-def test_a_test_that_can_not_be_killed_is_told(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize(
+    ("stuck", "counts"),
+    [
+        pytest.param(_STUCK_CHILD, {"passed": 2, "error": 1}, id="what it started"),
+        pytest.param(_STUCK_ITSELF, {"passed": 1, "failed": 1}, id="itself"),
+    ],
+)
+def test_a_test_that_can_not_be_killed_is_told(pytester: pytest.Pytester, stuck: str, counts: dict[str, int]) -> None:
     """Stuck in a frozen cgroup of v1, which SIGKILL does not reach; a thread of the outer run's lets it go at last."""
     conftest = """
 import os, threading, time
@@ -130,26 +147,28 @@ def pytest_unconfigure(config):
         os.rmdir(path)
 """
     pytester.path.joinpath("conftest.py").write_text(conftest, encoding="utf-8")
-    source = """
-@contained
-def test_stuck():
+    source = f"""
+def stick(pid):
     base = own_directories().get("freezer")
     if base is None:
         pytest.skip("no freezer of v1")
-    path = f"{base.rpartition('/pytest-cgroup-')[0] or base}/stuck-{os.getpid()}"
+    path = (base.rpartition('/pytest-cgroup-')[0] or base) + "/stuck-" + str(os.getpid())
     os.mkdir(path)
     open("stuck", "w").write(path)
-    process = subprocess.Popen(["sleep", "120"])
-    note(process.pid)
-    open(path + "/cgroup.procs", "w").write(str(process.pid))
+    note(pid)
+    open(path + "/cgroup.procs", "w").write(str(pid))
     open(path + "/freezer.state", "w").write("FROZEN")
+@contained(timeout=3)
+def test_stuck(): {stuck}
+@contained
+def test_after(): pass
 """
     pytester.path.joinpath("stuck").write_text("", encoding="utf-8")
     result = _play(pytester, source)
     if result.counts.get("skipped"):
         pytest.skip("no freezer of v1")
     assert "still there 0 s after SIGKILL: pids [" in result.text
-    assert result.counts == {"passed": 1, "error": 1}
+    assert result.counts == counts
     assert _left(pytester) == []
 
 
