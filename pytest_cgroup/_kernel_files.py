@@ -1,4 +1,7 @@
-"""The kernel's files, in /sys/fs/cgroup and /proc: one open, unbuffered."""
+"""The kernel's files, in /sys/fs/cgroup and /proc: one open, unbuffered.
+
+A path or a name in one of them may be any bytes: what is no UTF-8 comes as `os.fsdecode` has it.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ def read_file(path: str) -> str:
             text += more
     finally:
         os.close(fd)
-    return text.decode()
+    return os.fsdecode(text)
 
 
 def read_record(path: str) -> str:
     """The text of a file that is one record, as a controller's is, and no list: all of it comes in one read."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, 65536).decode()
+        return os.fsdecode(os.read(fd, 65536))
     finally:
         os.close(fd)
 

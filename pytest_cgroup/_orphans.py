@@ -11,9 +11,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._isolated import os, time
-from ._kernel_files import read_file
 from ._ownership import owner_in_place, owner_of
-from ._process import SIGKILL, descendants, has_ended, open_pidfds, send_signal, signal_members, stat_fields, wait_gone
+from ._process import (
+    SIGKILL,
+    comm,
+    descendants,
+    has_ended,
+    open_pidfds,
+    send_signal,
+    signal_members,
+    stat_fields,
+    status_fields,
+    wait_gone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,7 +61,7 @@ def end_processes(members: Callable[[], list[int]], cleaned: Cleaned) -> None:
     """Kill what *members* lists until that is nothing: stopped first, since what is stopped can't fork."""
     deadline = time.monotonic() + KILL_SECONDS
     while pids := members():
-        cleaned.killed.update((pid, name_of(pid)) for pid in pids)
+        cleaned.killed.update((pid, comm(pid)) for pid in pids)
         signal_members(members, _SIGSTOP)
         signal_members(members, SIGKILL)
         wait_gone(pids, 0.5)
@@ -112,8 +122,7 @@ def _kin(pid: int) -> list[int]:
 def _uid(pid: int) -> int | None:
     """The effective one, None of who is gone; /proc/PID itself is root's where a process may not be looked into."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        lines = read_file(f"/proc/{pid}/status").splitlines()
-        return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
+        return int(status_fields(pid)["Uid"].split()[1])
     return None
 
 
@@ -124,11 +133,3 @@ def _table() -> list[int]:
 def _living(pids: Iterable[int]) -> list[int]:
     found = [pid for pid in dict.fromkeys(pids) if pid != os.getpid()]
     return [pid for pid in found if (fields := stat_fields(pid)) and not has_ended(fields)]
-
-
-def name_of(pid: int) -> str:
-    try:
-        name = read_file(f"/proc/{pid}/comm").strip()
-    except OSError:
-        return "?"
-    return name if name.isprintable() else ascii(name)[1:-1]  # it is shown, and anybody gives himself a name

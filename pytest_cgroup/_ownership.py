@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from . import _syscalls
 from ._cgroup import PREFIX
 from ._isolated import io, json, os
-from ._process import ProcessId, living_thread
+from ._process import ProcessId, living_thread, status_fields
 
 #: in a session's cgroup on v2: where pytest itself stands, and the guard
 LEAF = "main"
@@ -294,8 +294,7 @@ def _namespaces_of(pid: str) -> tuple[int, int]:
 
 def numbers_of(pid: int | str) -> list[int]:
     """Its numbers in our pid namespace and in each one below, its own last (NSpid, proc_pid_status(5))."""
-    with io.open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
-        return next(([int(word) for word in line.split()[1:]] for line in f if line.startswith("NSpid:")), [])
+    return [int(number) for number in status_fields(pid).get("NSpid", "").split()]
 
 
 def _inode(path: str) -> int:

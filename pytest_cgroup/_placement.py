@@ -32,6 +32,7 @@ from ._kernel_text import CgroupMount, cgroup_mounts, membership, own_directory
 from ._lacking import Missing as Missing
 from ._ownership import LEAF as LEAF
 from ._ownership import is_containers, session_name, sign, this_process
+from ._process import comm
 from ._refusal import refused
 from .exceptions import ContainerError, NotOffered
 
@@ -316,7 +317,7 @@ class Placement:
             others = move_all(base, self._leaf)
         if not others:
             return None
-        names = ", ".join(f"{_name(pid)}[{pid}]" for pid in others[:3]) + (" …" if len(others) > 3 else "")
+        names = ", ".join(f"{comm(pid)}[{pid}]" for pid in others[:3]) + (" …" if len(others) > 3 else "")
         reason = f"other processes are in pytest's cgroup {base}: {names}"
         if self._take_over:
             why = "they could not be moved" if self._in_private_root else "this is no private cgroup namespace's root"
@@ -404,10 +405,3 @@ def _pids(path: str) -> list[int]:
 
 def _unread(error: OSError, path: str) -> Missing:
     return _lacking.from_refusal(refused("it can't be read", error, path=path, operation="read"), _lacking.HOW)
-
-
-def _name(pid: int) -> str:
-    try:
-        return read_file(f"/proc/{pid}/comm").strip()
-    except OSError:
-        return "?"

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import _syscalls, _trace
 from ._isolated import os, signal, socket, subprocess, threading, time
-from ._kernel_files import read_record
 from ._launcher import receive, send
-from ._process import has_ended, readable, stat_fields
+from ._process import has_ended, readable, stat_fields, status_fields
 from ._program import BIRTHPLACE, CWD, DOOR, ERRORS, NOT_ENTERED, TOLD
 from .exceptions import ContainerError
 
@@ -424,7 +423,7 @@ def _dispositions() -> tuple[int, set[int], set[int]]:
 
     A umask can be asked for only by setting it, or here, since Linux 4.7. And each signal would take a call.
     """
-    fields = dict(line.partition(":\t")[::2] for line in read_record("/proc/thread-self/status").splitlines())
+    fields = status_fields("thread-self")
     blocked, ignored = (_signals(int(fields.get(name, "0"), 16)) for name in ("SigBlk", "SigIgn"))
     return int(fields.get("Umask", "-1"), 8), blocked, ignored
 

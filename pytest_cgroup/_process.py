@@ -86,6 +86,16 @@ def _read_stat(pid: int) -> list[str]:
         return f.read(4096).rpartition(b")")[2].decode().split()  # the name before that may hold any bytes
 
 
+def status_fields(pid: int | str) -> dict[str, str]:
+    """The fields of /proc/PID/status by name (proc_pid_status(5)), of a process or a thread; the name may be any bytes.
+
+    Raises:
+        OSError: it is gone, or can't be read.
+    """
+    with io.open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in f)}
+
+
 def has_ended(fields: Sequence[str]) -> bool:
     """By its fields of /proc/PID/stat, whether the process has: Z is shown, too, of whom only the first thread has."""
     return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
@@ -110,8 +120,8 @@ def living_thread(pid: int) -> int:
 
 def process_of(thread: int) -> int | None:
     """The process that a thread is one of (Tgid, proc_pid_status(5)); None when it is gone."""
-    with contextlib.suppress(OSError), io.open(f"/proc/{thread}/status", encoding="utf-8", errors="replace") as f:
-        return next((int(line.split()[1]) for line in f if line.startswith("Tgid:")), None)
+    with contextlib.suppress(OSError):
+        return int(status_fields(thread)["Tgid"])
     return None
 
 
@@ -119,11 +129,11 @@ def switches(pids: Iterable[int]) -> dict[int, str] | None:
     """By pid, how often each slept and woke up; None while one runs or waits for a CPU (proc_pid_status(5))."""
     found = {}
     for pid in pids:
-        with contextlib.suppress(OSError), io.open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
-            fields = dict(line.partition(":")[::2] for line in f.read().splitlines())
-            if fields.get("State", "").split()[:1] == ["R"]:
+        with contextlib.suppress(OSError):
+            fields = status_fields(pid)
+            if fields["State"].startswith("R"):
                 return None
-            found[pid] = "".join(value for name, value in fields.items() if name.endswith("_ctxt_switches"))
+            found[pid] = " ".join(value for name, value in fields.items() if name.endswith("_ctxt_switches"))
     return found
 
 
@@ -221,12 +231,13 @@ def _named(pid: int) -> str:
 
 
 def comm(pid: int, gone: str = "?") -> str:
-    """The name of its program (proc_pid_comm(5)); *gone* where the process is."""
+    """The name of its program, fit to be shown (proc_pid_comm(5)); *gone* where the process is."""
     try:
         with io.open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
-            return f.read().strip()
+            name = f.read().strip()
     except OSError:
         return gone
+    return name if name.isprintable() else ascii(name)[1:-1]  # anybody gives himself a name
 
 
 def pidfd_open(pid: int) -> int | None:

@@ -24,7 +24,7 @@ from ._cgroup import PREFIX, Cgroup
 from ._isolated import os, time
 from ._kernel_files import move_all, read_file, read_words, rmdir, words, write_file
 from ._kernel_text import cgroup_mounts, membership, own_directory
-from ._orphans import KILL_SECONDS, Cleaned, end_processes, name_of, orphans
+from ._orphans import KILL_SECONDS, Cleaned, end_processes, orphans
 from ._ownership import (
     LEAF,
     SHARED,
@@ -37,6 +37,7 @@ from ._ownership import (
     pointed_to,
     signature,
 )
+from ._process import comm
 from .exceptions import CgroupError, ContainerError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def end_session(trees: Iterable[Cgroup], enabled: tuple[str, ...], cleaned: Clea
     containers = [container for tree in trees for container in _containers(tree, spared, cleaned)]
     for container in containers:  # all of them, before any is waited for
         with contextlib.suppress(OSError, CgroupError):  # gone meanwhile, or else the next step says so
-            cleaned.killed.update((pid, name_of(pid)) for pid in container.pids())
+            cleaned.killed.update((pid, comm(pid)) for pid in container.pids())
             container.kill()
     for container in containers:
         if not _is_needed(container):  # to find again what could not be ended
@@ -232,7 +233,7 @@ def _end_directory(tree: Cgroup, enabled: tuple[str, ...], spared: Callable[[str
         except OSError as error:
             inside = words(f"{path}/{LEAF}/cgroup.procs")
             if inside or time.monotonic() > deadline:
-                names = ", ".join(f"{name_of(int(pid))}[{pid}]" for pid in inside)
+                names = ", ".join(f"{comm(int(pid))}[{pid}]" for pid in inside)
                 cleaned.left[path] = f"in use by {names}" if names else str(error.strerror)
                 return
         time.sleep(pause)  # the kernel has no event for "rmdir would work now"

@@ -27,7 +27,7 @@ from ._cgroup import PREFIX
 from ._isolated import os, socket, subprocess, time
 from ._kernel_files import read_file, read_words, words
 from ._kernel_text import CgroupMount, membership, own_directory
-from ._process import ProcessId
+from ._process import ProcessId, status_fields
 from .exceptions import NotOffered
 
 TIMEOUT_SECONDS = 10.0
@@ -159,15 +159,14 @@ def _listener(path: str) -> int:
 
 def _numbers_agree(pid: int) -> bool:
     """Whether it is not in a pid namespace below ours: one number each in NSpid (proc_pid_status(5))."""
-    return all(_depth(f"/proc/{one}/status") == 1 for one in (pid, "self"))
+    return all(_depth(one) == 1 for one in (pid, "self"))
 
 
-def _depth(status: str) -> int:
+def _depth(pid: int | str) -> int:
     try:
-        lines = read_file(status).splitlines()
+        return len(status_fields(pid).get("NSpid", "").split())
     except FileNotFoundError:
         return 0
-    return next((len(line.split()) - 1 for line in lines if line.startswith("NSpid:")), 0)
 
 
 def _check_leaving(manager: Manager, own: str) -> None:

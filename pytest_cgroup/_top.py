@@ -21,7 +21,7 @@ from ._isolated import json, os, signal, time
 from ._kernel_files import read_file
 from ._kernel_text import cgroup_mounts
 from ._ownership import LEAF, SHARED, base_of, is_session, is_slice, owner_of, pointed_to
-from ._process import has_ended, stat_fields
+from ._process import comm, has_ended, stat_fields
 from ._units import format_size, parse_count
 from ._values import parse_grace
 
@@ -267,7 +267,7 @@ def table(rows: list[Row], shares: dict[tuple[int, str], float]) -> str:
         lines.append(
             (
                 row.name,
-                f"{_comm(row.owner)}[{row.owner}]",
+                f"{re.sub(r'[^ -~]', '?', comm(row.owner))}[{row.owner}]",
                 str(row.tasks),
                 format_size(row.memory_bytes),
                 "-" if share is None else f"{share:.1f}",
@@ -283,13 +283,6 @@ def table(rows: list[Row], shares: dict[tuple[int, str], float]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def _comm(pid: int) -> str:
-    try:
-        return re.sub(r"[^ -~]", "?", read_file(f"/proc/{pid}/comm").rstrip("\n"))
-    except (OSError, UnicodeDecodeError):
-        return "?"
 
 
 def _duration(seconds: float | None) -> str:
