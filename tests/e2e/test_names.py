@@ -1,9 +1,16 @@
-"""A test's name never becomes a path: whatever the id holds, the container has a directory of its own, and goes."""
+"""Names that hold anything: of a test, which never becomes a path, of a mount point, of a process."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 
+from pytest_cgroup._process import comm, status_fields
 from tests.e2e.inner import run
 
 _NAMES = r"""
@@ -58,3 +65,35 @@ class TestB:
     def test_it(self): pass
 """
     assert run(pytester, source).counts == {"passed": 2}
+
+
+_MOUNTED = r"""d=$(printf ".\377"); mkdir "$d"; mount -t tmpfs none "$d"; exec "$@" """
+
+
+@pytest.mark.requires("root", "mount_ns")
+@pytest.mark.parametrize("backend", [pytest.param("cgroup", marks=_CGROUP), "process"])
+def test_a_mount_point_may_be_any_bytes(pytester: pytest.Pytester, backend: str) -> None:
+    """The mount table is read to find the cgroups, whatever else is in it."""
+    source = """
+@contained(pid_ns=True, private_tmp=True)
+def test_it(): assert b".\\xff" in open("/proc/self/mountinfo", "rb").read()
+"""
+    prefix = ("unshare", "--mount", "sh", "-c", _MOUNTED, "sh")
+    result = run(pytester, source, f"--cgroup-backend={backend}", "--process-leaks=fail", prefix=prefix)
+    assert result.counts == {"passed": 1}
+
+
+def test_a_process_may_have_any_name(tmp_path: Path) -> None:
+    """What is shown of it does nothing to a terminal."""
+    program = os.path.join(os.fsencode(tmp_path), b"\xff\x1b[31m\n")
+    shutil.copy(os.fsencode(shutil.which("sleep") or ""), program)
+    with subprocess.Popen([program, "1000"]) as process:
+        try:
+            while comm(process.pid) == comm(os.getpid()):  # it executes in a moment
+                time.sleep(0.001)
+            assert status_fields(process.pid)["Tgid"] == str(process.pid)
+            shown = comm(process.pid)
+            assert shown.isprintable()
+            assert "[31m" in shown
+        finally:
+            process.kill()
