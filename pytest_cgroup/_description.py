@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ._isolated import os, time
+from ._listening import Ports
 from ._outcome import Leak
 from ._process import ProcessId, comm, living_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable
+
+    import psutil
+
+_IS_LINUX = sys.platform == "linux"
 
 
-def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) -> Leak | None:
+class Look:
+    """One look at many: what they have in common is asked for once."""
+
+    def __init__(self) -> None:
+        self.ports = Ports()
+        #: by pid, a process's name and those of its parents
+        self.chains: dict[int, tuple[str, ...]] = {}
+
+
+def describe_all(pids: Iterable[int], *, owner: str | None = None, ancestors_until: int = 0) -> list[Leak]:
+    """`describe` of each that is not gone meanwhile."""
+    look = Look()
+    told = (describe(pid, owner=owner, ancestors_until=ancestors_until, look=look) for pid in pids)
+    return [leak for leak in told if leak is not None]
+
+
+def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0, look: Look | None = None) -> Leak | None:
     """What a person needs to know of a process that outlived its owner; None when it is gone meanwhile.
 
     ``ancestors_until``: the parent chain is named up to this pid (exclusive). Details that may not be read
     (another user's process) are None, as psutil reports them.
     """
+    look = look or Look()
     import psutil  # 20 ms of import that a session without a leak need not pay
 
     try:
@@ -35,7 +58,7 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
         name = ask(process.name) or "?"
         argv = () if zombie else tuple(ask(process.cmdline) or ())
         memory = None if zombie else ask(process.memory_info)
-        ports = () if zombie else _listening_ports(process)
+        ports = () if zombie else _listening_ports(process, look)
         return Leak(
             pid=pid,
             argv=argv or (f"[{name}]",),
@@ -43,7 +66,7 @@ def describe(pid: int, *, owner: str | None = None, ancestors_until: int = 0) ->
             age_seconds=age,
             rss_bytes=memory.rss if memory else None,
             owner=owner,
-            parents=tuple(_parent_chain(process, ancestors_until)),
+            parents=_parents(process, ancestors_until, look.chains),
             ports=ports,
             status=status,
         )
@@ -71,18 +94,21 @@ def ask(method: Callable[[], Any]) -> Any:
         return None
 
 
-def _listening_ports(process: object) -> tuple[int, ...]:
+def _listening_ports(process: psutil.Process, look: Look) -> tuple[int, ...]:
+    if _IS_LINUX:
+        return look.ports.of(process.pid)
     from socket import SOCK_DGRAM  # psutil has it loaded
 
-    connections = getattr(process, "net_connections", None) or process.connections  # type: ignore[attr-defined]
-    found = ask(connections) or ()
+    found = ask(getattr(process, "net_connections", None) or process.connections) or ()
     # a UDP socket that is bound and not connected waits for whoever comes, too
     listening = [c for c in found if c.status == "LISTEN" or (c.type == SOCK_DGRAM and c.laddr and not c.raddr)]
     return tuple(sorted({c.laddr.port for c in listening}))
 
 
-def _parent_chain(process: object, until: int) -> Iterator[str]:
-    for parent in ask(process.parents) or ():  # type: ignore[attr-defined]
-        if parent.pid in (until, 0):
-            return
-        yield f"{ask(parent.name) or '?'}[{parent.pid}]"
+def _parents(process: psutil.Process, until: int, known: dict[int, tuple[str, ...]]) -> tuple[str, ...]:
+    parent = ask(process.parent)
+    if parent is None or parent.pid in (until, 0):
+        return ()
+    if parent.pid not in known:
+        known[parent.pid] = (f"{ask(parent.name) or '?'}[{parent.pid}]", *_parents(parent, until, known))
+    return known[parent.pid]

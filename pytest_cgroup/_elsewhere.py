@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from . import _exempt
-from ._description import ask, describe
+from ._description import ask, describe_all
 from ._held import held_pids
 from ._isolated import os, time
 from ._owners import Owner
@@ -77,8 +77,7 @@ class Descendants:
         self._held = None
         left = self._wait(owner, self._settle_seconds if owner.judged else 0.0)
         if left and owner.judged:
-            told = [describe(one.pid, owner=owner.name, ancestors_until=self._me.pid) for one in left]
-            leaks = [leak for leak in told if leak is not None]
+            leaks = describe_all([one.pid for one in left], owner=owner.name, ancestors_until=self._me.pid)
             for process in left if owner.grace else ():
                 ask(process.terminate)
             self._wait(owner, owner.grace)

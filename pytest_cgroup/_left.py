@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from typing import TYPE_CHECKING
 
-from ._description import describe
+from ._description import describe_all
 from ._exempt import is_launcher
 from ._isolated import os
 from ._outcome import Leak
@@ -35,7 +35,7 @@ def left_behind(tree: Tree, owner: str | None) -> tuple[list[Leak], str | None]:
         try:
             pids = tree.pids()
             others = [pid for pid in pids if not is_launcher(pid)]
-            leaks = [leak for pid in others if (leak := describe(pid, owner=owner, ancestors_until=me))]
+            leaks = describe_all(others, owner=owner, ancestors_until=me)
         except OSError as error:
             trouble = error
             continue

@@ -14,7 +14,7 @@ from . import _station, _watcher
 from ._asked import parse_change, safe_name
 from ._backends import refuse_what_is_missing
 from ._container import KILL_SECONDS, SETTLE_SECONDS
-from ._description import describe
+from ._description import describe_all
 from ._events import Events
 from ._isolated import os, signal, threading, time
 from ._outcome import Leak, Outcome, Usage
@@ -322,7 +322,7 @@ class Life:
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             usage=self.usage(wall),
-            leaks=tuple(leak for pid in left if (leak := describe(pid, owner=owner, ancestors_until=os.getpid()))),
+            leaks=tuple(describe_all(left, owner=owner, ancestors_until=os.getpid())),
             backend=self._backend.name,
             not_enforced=self._backend.weaker(self.spec),
             limits=self.limits(),
@@ -394,13 +394,13 @@ class Life:
             return ()
         tree, me = self.tree, os.getpid()
         left = [pid for pid in tree.pids() if pid not in self.not_left and not self._is_of_a_daemon(pid)]
-        leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in left]
+        leaks = describe_all(left, owner=self.name, ancestors_until=me)
         if grace > 0:
             tree.signal(signal.SIGTERM)
             if self._frozen:
                 tree.thaw()
             tree.settle(grace)
-        return tuple(leak for leak in leaks if leak is not None)
+        return tuple(leaks)
 
     def _is_of_a_daemon(self, pid: int) -> bool:
         return bool(self.daemon_pids) and not self.daemon_pids.isdisjoint(lineage(pid))

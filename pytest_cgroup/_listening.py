@@ -12,7 +12,7 @@ from ._isolated import io, os
 from ._process import living_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _TCP_LISTEN = "0A"
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON
@@ -58,16 +58,57 @@ def hold(pids: Iterable[int], inodes: set[str]) -> bool | None:
 
     Another user's descriptors are not to be seen, nor those of a program that changed its user (proc_pid_fd(5)).
     """
-    wanted, unseen = {f"socket:[{inode}]" for inode in inodes}, False
+    unseen = False
     for pid in pids:
         try:
-            files = f"/proc/{living_thread(pid)}/fd"
-            for fd in os.listdir(files):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(f"{files}/{fd}") in wanted:
-                        return True
+            if not inodes.isdisjoint(_sockets(pid)):
+                return True
         except PermissionError:
             unseen = True
         except OSError:
             continue
     return None if unseen else False
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    """The inodes of the sockets that a process has open.
+
+    Raises:
+        OSError: it is gone, or may not be looked into.
+    """
+    files = f"/proc/{living_thread(pid)}/fd"
+    for fd in os.listdir(files):
+        with contextlib.suppress(FileNotFoundError):
+            if (target := os.readlink(f"{files}/{fd}")).startswith("socket:["):
+                yield target[len("socket:[") : -1]
+
+
+class Ports:
+    """The ports that processes wait at, of TCP and of UDP: the kernel's lists are read once for each network."""
+
+    def __init__(self) -> None:
+        self._by_network: dict[int, dict[str, int]] = {}
+
+    def of(self, pid: int) -> tuple[int, ...]:
+        """Those of one process; none where that may not be seen."""
+        with contextlib.suppress(OSError):
+            if inodes := {*_sockets(pid)}:
+                network = os.stat(f"/proc/{pid}/ns/net").st_ino
+                if network not in self._by_network:
+                    self._by_network[network] = _waiting(pid)
+                known = self._by_network[network]
+                return tuple(sorted({known[inode] for inode in inodes & known.keys()}))
+        return ()
+
+
+def _waiting(pid: int) -> dict[str, int]:
+    """By inode, the port of each socket that waits for whoever comes, in the network of the process *pid*."""
+    found = {}
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in _lines(pid, table):
+            local, remote, state, inode = line[1], line[2], line[3], line[9]
+            port = int(local.rpartition(":")[2], 16)
+            is_connected = int(remote.rpartition(":")[2], 16) != 0
+            if state == _TCP_LISTEN if table.startswith("tcp") else port and not is_connected:
+                found[inode] = port
+    return found

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from . import _exempt
-from ._description import describe
+from ._description import describe_all
 from ._held import held_pids
 from ._isolated import os, threading, time
 from ._origins import Origins, new_list, placed, trace
@@ -306,7 +306,8 @@ class Book:
         """Who is left there of *owner*; who is somebody else's goes to him."""
         left = settle(lambda: self._suspects(place.pids(), owner), patience)
         found = {pid: self._trace(pid, owner) for pid in left}
-        leaks = [leak for pid, traced in found.items() if (leak := _told(pid, traced, owner, os.getpid())) is not None]
+        described = describe_all(found, owner=owner.name, ancestors_until=os.getpid())
+        leaks = [_told(leak, found[leak.pid], owner) for leak in described]
         for pid in place.pids():
             if pid not in found and (other := self._rightful(pid, owner)) is not None:
                 self._place_of(other).take_in(pid)
@@ -378,9 +379,8 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def _told(pid: int, traced: Traced | None, owner: Owner, me: int) -> Leak | None:
-    leak = describe(pid, owner=owner.name, ancestors_until=me)
-    if leak is None or traced is None:
+def _told(leak: Leak, traced: Traced | None, owner: Owner) -> Leak:
+    if traced is None:
         return leak
     name = traced.origin.owner.name if traced.sure else owner.name
     return dataclasses.replace(placed(leak, traced), owner=name)

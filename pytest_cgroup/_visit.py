@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ._backends.cgroup import CgroupTree
 from ._cgroup import Cgroup
 from ._container import KILL_SECONDS
-from ._description import describe
+from ._description import describe_all
 from ._events import Events
 from ._isolated import os, signal
 from ._kernel_files import read_file
@@ -158,7 +158,7 @@ class Visit:
             return self.outcome
         self.check("stop")
         me = os.getpid()
-        leaks = [describe(pid, owner=self.name, ancestors_until=me) for pid in self.pids()]
+        leaks = describe_all(self.pids(), owner=self.name, ancestors_until=me)
         if grace > 0 and leaks:
             self.tree.signal(signal.SIGTERM)
             self.tree.settle(grace)
@@ -169,7 +169,7 @@ class Visit:
             usage=usage,
             limits=limits,
             backend="cgroup",
-            leaks=tuple(leak for leak in leaks if leak is not None),
+            leaks=tuple(leaks),
         )
         self.events.stopped()
         return self.outcome

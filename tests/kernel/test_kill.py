@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_cgroup import _syscalls
+from pytest_cgroup import Container, _station, _syscalls
+from pytest_cgroup._description import describe_all
 from pytest_cgroup._kernel_text import cgroup_mounts, membership, own_directory
 from pytest_cgroup._process import ProcessId, own_zombies, send_signal, wait_gone
 from tests.kernel.contain import DEADLINE_SECONDS, PROGRAMS, Lab, Tell, identity, leak, nothing, on_cgroup
@@ -89,6 +91,54 @@ def test_a_leak_is_named_with_its_ports(lab: Lab) -> None:
     (found,) = outcome.leaks
     assert (found.pid, found.ports) == (pid, (port,))
     assert f"listening on {port}" in found.describe()
+
+
+def test_ports_of_many() -> None:
+    """Whoever waits for others is told, and nobody who talks to one; each his own, though all are looked up at once."""
+
+    def listener(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+        found = socket.socket(family, kind)
+        found.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            found.listen()
+        return found
+
+    families = [socket.AF_INET, *([socket.AF_INET6] if os.path.exists("/proc/net/if_inet6") else [])]
+    waiting = [listener(family, kind) for family in families for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+    talking = [socket.create_connection(waiting[0].getsockname()), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
+    talking[1].connect(waiting[1].getsockname())
+    held = [waiting[:2], waiting[2:], talking, []]
+    expected = [tuple(sorted(each.getsockname()[1] for each in some)) for some in (waiting[:2], waiting[2:], (), ())]
+    programs = [subprocess.Popen(["sleep", "1000"], pass_fds=[each.fileno() for each in some]) for some in held]
+    try:
+        assert [told.ports for told in describe_all([program.pid for program in programs])] == expected
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        for each in (*waiting, *talking):
+            each.close()
+
+
+@pytest.mark.requires("net_ns")
+def test_ports_in_networks_of_their_own() -> None:
+    """Two listen at the same port, each in its own: they are looked up together, and not taken for one."""
+    listen = "import socket; s = socket.create_server(('127.0.0.1', {})); print(flush=True); input()"
+    with Container(net_ns=True) as one, Container(net_ns=True) as other:
+        programs = [
+            container.popen(
+                [sys.executable, "-c", listen.format(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for container, port in ((one, 8080), (other, 8080), (other, 8081))
+        ]
+        for program in programs:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "\n"
+        told = describe_all([program.pid for program in programs])
+        assert [each.ports for each in told] == [(8080,), (8080,), (8081,)]
+        for program in programs:
+            program.communicate()
+    _station.close()
 
 
 def test_a_leak_is_named_with_its_parents(lab: Lab) -> None:

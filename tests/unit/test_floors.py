@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pytest_cgroup"
 _FLOORS = """
 exceptions _units _values _spec _outcome _told
 
-_isolated _trace _syscalls _wire _process _description _listening _kernel_files _kernel_text
+_isolated _trace _syscalls _wire _process _listening _description _kernel_files _kernel_text
 _refusal _cgroup_v1 _cgroup _cgroup_usage _ownership _lacking _systemd _placement
 _steps _identity _namespaces _veth
 _environment _remedies _host _reaper
