@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._asked import OF_TESTS
 from ._isolated import io, json, os, signal, threading
+from ._process import stat_fields
 from ._spec import FIELDS
 from ._values import BACKENDS, is_backend
 from .exceptions import CgroupError
@@ -195,16 +196,27 @@ def _attend(process: Popen, watched: set[int]) -> None:
             if sent:
                 process.send_signal(number)
             _stop_with(process)
+        elif number == signal.SIGCONT:
+            _have_go_on(process)
         elif sent:
             process.send_signal(number)
 
 
 def _stop_with(process: Popen) -> None:
-    """Stop; when we go on, so does *process*, unless it was stopped again before we came to tell it."""
+    """Stop; when we go on, so does *process*."""
     os.kill(os.getpid(), signal.SIGSTOP)
-    process.send_signal(signal.SIGCONT)
-    if signal.SIGTSTP in signal.sigpending():
-        process.send_signal(signal.SIGTSTP)
+    _have_go_on(process)
+
+
+def _have_go_on(process: Popen) -> None:
+    """Unless it goes on already, or was stopped again before we came to tell it.
+
+    A shell has both of us go on: told a second time, the process would miss a stop that came in between.
+    """
+    if (fields := stat_fields(process.pid)) and fields[0] == "T":
+        process.send_signal(signal.SIGCONT)
+        if signal.SIGTSTP in signal.sigpending():
+            process.send_signal(signal.SIGTSTP)
 
 
 def _has_stopped(process: Popen) -> bool:

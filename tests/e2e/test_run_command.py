@@ -250,6 +250,23 @@ def test_job_control(terminal: Terminal, backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.requires("cgroup")
+def test_it_stops_with_the_command_and_takes_it_along() -> None:
+    """Without a terminal, too, whose shell would have both go on."""
+    argv = [*RUN, "-q", "--", sys.executable, "-u", "-c", LISTENS]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True, bufsize=1) as process:
+        line = lines(process)
+        inside, outside = psutil.Process(int(line().split()[1])), psutil.Process(process.pid)
+        for _ in range(2):
+            inside.send_signal(signal.SIGSTOP)
+            until_it_is(outside, stopped=True)
+            outside.send_signal(signal.SIGCONT)
+            until_it_is(inside, stopped=False)
+        process.send_signal(signal.SIGTERM)
+        assert line() == "got SIGTERM"
+        assert process.wait(SECONDS) == 7
+
+
+@pytest.mark.requires("cgroup")
 def test_an_interactive_program_has_the_terminal(terminal: Terminal) -> None:
     terminal.until("PROMPT ")
     terminal.type(
