@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pytest_cgroup
+from pytest_cgroup._recover import NO_RECOVERY
 from tests.conftest import not_offered
 from tests.e2e.leaving import leaks, pid_of, section, survivors, watch
 
@@ -75,6 +76,7 @@ def socket_server(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def ssh_server(tmp_path: Path) -> Iterator[str]:
     """How ssh(1) reaches a server of ours, and is let in as who we are."""
+    package = Path(pytest_cgroup.__file__).parent
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if sshd is None or os.geteuid() != 0:
         not_offered("ssh", "there is no sshd" if sshd is None else "not run as root")
@@ -90,7 +92,8 @@ def ssh_server(tmp_path: Path) -> Iterator[str]:
         "UsePAM": "no",
         "StrictModes": "no",
         "PermitRootLogin": "yes",
-        "SetEnv": f"PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH={Path(pytest_cgroup.__file__).parent.parent}",
+        # Nothing of our environment comes along, and it is not to clean up after the dead sessions of other tests.
+        "SetEnv": f"{NO_RECOVERY}=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH={package.parent}",
     }
     client = {
         "HostName": "127.0.0.1",
